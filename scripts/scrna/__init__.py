@@ -1,0 +1,1 @@
+"""What the steps share, a module a topic."""

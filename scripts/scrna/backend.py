@@ -1,0 +1,296 @@
+"""GPU and CPU: the one module in which they differ.
+
+A step asks `load` for its tools and writes its code once. Where rapids-singlecell and scanpy offer
+the same call, the step makes that call; where they do not, the function is here, under one name
+for both.
+"""
+
+import time
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from scrna.log import log
+
+
+@cache
+def load(backend: str) -> SimpleNamespace:
+    """Import the tools of a backend.
+
+    Parameters
+    ----------
+    backend
+        ``gpu`` or ``cpu``.
+
+    Returns
+    -------
+    ``pp`` and ``tl`` (rapids-singlecell's or scanpy's), ``on_gpu``.
+    """
+    start = time.perf_counter()
+    if backend == "gpu":
+        import rapids_singlecell as library
+    else:
+        import scanpy as library
+    log.info("%s imported in %.1f s", library.__name__, time.perf_counter() - start)
+    return SimpleNamespace(pp=library.pp, tl=library.tl, on_gpu=backend == "gpu")
+
+
+def arrays(backend: str):
+    """Return the array module of a backend: cupy or numpy."""
+    if backend == "gpu":
+        import cupy
+
+        return cupy
+    return np
+
+
+def csr_matrix(parts: tuple, shape: tuple[int, int], backend: str):
+    """Make a CSR matrix of a backend from (data, indices, indptr) that are already canonical."""
+    if backend == "gpu":
+        from cupyx.scipy.sparse import csr_matrix as make
+    else:
+        from scipy.sparse import csr_matrix as make
+    matrix = make(parts, shape=shape)
+    matrix.has_sorted_indices = True
+    matrix.has_canonical_format = True
+    return matrix
+
+
+def to_host(array) -> np.ndarray:
+    """Bring an array or sparse matrix into the CPU's memory; one that is there stays as it is."""
+    return array.get() if hasattr(array, "get") and not isinstance(array, dict) else array
+
+
+# ------------------------------------------------------------------------------------------- GPU
+
+
+def start_gpu(*, memory: str, pool_gb: float) -> None:
+    """Set up the GPU's memory, before the first array is made.
+
+    Every library here (CuPy, cuML, cuGraph, cuVS) then allocates through RMM, which counts.
+
+    Parameters
+    ----------
+    memory
+        ``pool``: one growing pool, the fastest; ``managed``: CUDA's managed memory, which may
+        exceed the device's at a price in speed; ``cuda``: plain allocations.
+    pool_gb
+        First size of the pool, GiB. It grows as needed: a share of the memory, RMM's own default,
+        would take half of a machine whose GPU and CPU share it.
+    """
+    import cupy
+    import rmm
+    from rmm.allocators.cupy import rmm_cupy_allocator
+
+    rmm.reinitialize(
+        pool_allocator=memory == "pool",
+        managed_memory=memory == "managed",
+        initial_pool_size=int(pool_gb * 2**30) if memory == "pool" else None,
+    )
+    rmm.statistics.enable_statistics()
+    cupy.cuda.set_allocator(rmm_cupy_allocator)
+
+
+def gpu_record() -> dict[str, Any]:
+    """Tell which GPU this process uses and the most memory that it held there.
+
+    Returns
+    -------
+    ``device`` (the GPU's name) and ``gpu_peak_bytes`` (allocated through RMM so far; None where
+    `start_gpu` was not called).
+    """
+    import cupy
+    import rmm
+
+    name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
+    statistics = rmm.statistics.get_statistics()
+    return {"device": name, "gpu_peak_bytes": statistics.peak_bytes if statistics else None}
+
+
+# ----------------------------------------------------------------- what the libraries do not share
+
+
+def harmony(
+    representation: np.ndarray,
+    batches,
+    *,
+    theta: list[float],
+    sigma: float,
+    lamb: float | None,
+    max_iter: int,
+    flavor: str,
+    backend: str,
+    seed: int,
+    threads: int,
+) -> np.ndarray:
+    """Correct a representation for batches with Harmony.
+
+    rapids-singlecell's `harmony_integrate` on the GPU, harmonypy on the CPU; both implement
+    Harmony 2 (Patikas et al. 2026), the GPU also Harmony 1 (Korsunsky et al. 2019).
+
+    Parameters
+    ----------
+    representation
+        Cells × components, float32.
+    batches
+        DataFrame, a categorical column for each batch variable.
+    theta
+        Diversity penalty for each batch variable.
+    sigma
+        Width of the soft clusters.
+    lamb
+        Ridge penalty, for ``harmony1``; Harmony 2 estimates it.
+    max_iter
+        Most rounds of clustering and correction.
+    flavor
+        ``harmony2`` or ``harmony1``.
+    backend, seed
+        Where, and from which seed.
+    threads
+        CPU threads.
+
+    Returns
+    -------
+    The corrected representation, cells × components, float32.
+    """
+    if backend == "gpu":
+        from anndata import AnnData
+
+        adata = AnnData(obs=batches, obsm={"X_pca": representation})
+        load("gpu").pp.harmony_integrate(
+            adata,
+            list(batches.columns),
+            theta=theta,
+            sigma=sigma,
+            max_iter_harmony=max_iter,
+            flavor=flavor,
+            dtype=np.float32,
+            rng=seed,
+            **({"ridge_lambda": lamb} if lamb is not None else {}),
+        )
+        return adata.obsm["X_pca_harmony"]
+    import harmonypy
+
+    if flavor != "harmony2":
+        msg = f"harmonypy has no flavor {flavor!r}"
+        raise NotImplementedError(msg)
+    result = harmonypy.run_harmony(
+        representation.astype(np.float64),
+        batches,
+        list(batches.columns),
+        theta=theta,
+        sigma=sigma,
+        max_iter_harmony=max_iter,
+        random_state=seed,
+        ncores=threads,
+        verbose=False,
+    )
+    corrected = np.asarray(result.Z_corr, dtype=np.float32)
+    return corrected if corrected.shape == representation.shape else corrected.T
+
+
+def tsne(
+    representation: np.ndarray,
+    *,
+    perplexity: float,
+    early_exaggeration: float,
+    learning_rate: float,
+    backend: str,
+    seed: int,
+    threads: int,
+) -> np.ndarray:
+    """Embed cells with t-SNE (van der Maaten & Hinton 2008).
+
+    cuML's Barnes-Hut t-SNE on the GPU, called itself since rapids-singlecell's wrapper leaves
+    the number of neighbors at 90 whatever the perplexity; scikit-learn's on the CPU, which is what
+    scanpy calls.
+
+    Parameters
+    ----------
+    representation
+        Cells × components, float32.
+    perplexity
+        Effective number of neighbors of a cell; 3 × perplexity neighbors are used.
+    early_exaggeration, learning_rate
+        As scikit-learn has them.
+    backend, seed
+        Where, and from which seed.
+    threads
+        CPU threads.
+
+    Returns
+    -------
+    Cells × 2, float32.
+    """
+    if backend == "gpu":
+        from cuml.manifold import TSNE
+
+        model = TSNE(
+            perplexity=perplexity,
+            n_neighbors=max(int(np.ceil(3 * perplexity)), 1),
+            early_exaggeration=early_exaggeration,
+            learning_rate=learning_rate,
+            method="barnes_hut",
+            random_state=seed,
+            output_type="numpy",
+        )
+        return np.asarray(model.fit_transform(representation), dtype=np.float32)
+    from sklearn.manifold import TSNE
+
+    model = TSNE(
+        perplexity=perplexity,
+        early_exaggeration=early_exaggeration,
+        learning_rate=learning_rate,
+        random_state=seed,
+        n_jobs=threads,
+    )
+    return np.asarray(model.fit_transform(representation), dtype=np.float32)
+
+
+def leiden(adata, resolution: float, key: str, *, n_iterations: int, backend: str, seed: int):
+    """Cluster a neighbor graph with Leiden (Traag et al. 2019), into ``obs[key]``.
+
+    cuGraph's on the GPU; igraph's on the CPU, scanpy's own recommendation.
+    """
+    igraph = {} if backend == "gpu" else {"flavor": "igraph", "directed": False}
+    load(backend).tl.leiden(
+        adata, resolution, key_added=key, n_iterations=n_iterations, random_state=seed, **igraph
+    )
+
+
+def louvain(adata, resolution: float, key: str, *, backend: str, seed: int) -> None:
+    """Cluster a neighbor graph with Louvain (Blondel et al. 2008), into ``obs[key]``.
+
+    cuGraph's on the GPU. On the CPU igraph's `community_multilevel`, called itself: scanpy's
+    wrapper of it has no resolution, and the package behind its other flavor has no wheels for
+    aarch64.
+    """
+    if backend == "gpu":
+        load("gpu").tl.louvain(adata, resolution, key_added=key)
+        return
+    import random
+
+    import igraph
+    import pandas as pd
+    from scipy.sparse import triu
+
+    edges = triu(adata.obsp["connectivities"], k=1, format="coo")
+    graph = igraph.Graph(
+        n=adata.n_obs, edges=np.column_stack([edges.row, edges.col]), directed=False
+    )
+    igraph.set_random_number_generator(random.Random(seed))
+    found = graph.community_multilevel(weights=edges.data.tolist(), resolution=resolution)
+    adata.obs[key] = pd.Categorical(np.asarray(found.membership).astype(str))
+
+
+def pearson_residual_genes(adata, *, backend: str, **settings) -> None:
+    """Rank genes by Pearson residuals (Lause et al. 2021) of the counts in X, into ``var``."""
+    tools = load(backend)
+    if backend == "gpu":
+        tools.pp.highly_variable_genes(adata, flavor="pearson_residuals", **settings)
+    else:
+        import scanpy
+
+        scanpy.experimental.pp.highly_variable_genes(adata, **settings)

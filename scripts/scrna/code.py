@@ -1,0 +1,87 @@
+"""What a step's code is: its script and the shared modules it imports, as one digest.
+
+Snakemake tracks a rule's script by the time of that one file, so a fresh clone runs everything
+again and an edit of a shared module nothing. A digest among a rule's params does neither.
+"""
+
+import ast
+import hashlib
+from functools import cache
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+#: Modules that carry a step but do not make its result: how it is logged, locked or watched.
+CARRIERS = {"log", "lock", "watch", "progress", "errors", "machine"}
+
+
+def code_digest(script: Path) -> str:
+    """Digest a script and all of this package that it imports, however indirectly.
+
+    Parameters
+    ----------
+    script
+        The script of a rule.
+
+    Returns
+    -------
+    The first 16 digits of the SHA-256 of what the files say as code: layout, comments and
+    docstrings do not count. Modules in `CARRIERS` do not either.
+    """
+    sha = hashlib.sha256()
+    for path in sorted(_reached(Path(script))):
+        sha.update(_meaning(path).encode())
+    return sha.hexdigest()[:16]
+
+
+def _reached(script: Path) -> set[Path]:
+    found, waiting = set(), [script]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += _imported(path)
+    return found
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _imported(path: Path) -> list[Path]:
+    """List the modules of the package that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(_tree(path)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    parts = [name.split(".")[1:] for name in names if name.startswith("scrna.")]
+    files = [
+        candidate
+        for part in parts
+        if part[0] not in CARRIERS
+        for candidate in (
+            PACKAGE.joinpath(*part).with_suffix(".py"),
+            PACKAGE.joinpath(*part, "__init__.py"),
+        )
+    ]
+    return [file for file in files if file.exists()]
+
+
+@cache
+def _meaning(path: Path) -> str:
+    tree = _tree(path)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and _is_docstring(body[0]):
+            node.body = body[1:] or [ast.Pass()]
+    return ast.dump(tree)
+
+
+def _is_docstring(node: ast.AST) -> bool:
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )

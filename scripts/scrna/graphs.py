@@ -1,0 +1,51 @@
+"""The neighbor graph of a step file, as the AnnData that scanpy and rapids-singlecell work on."""
+
+from pathlib import Path
+
+import numpy as np
+
+from scrna import slots
+
+
+def open_graph(neighbors: Path):
+    """Open a neighbor graph.
+
+    Parameters
+    ----------
+    neighbors
+        The step file of the rule ``neighbors``.
+
+    Returns
+    -------
+    AnnData of the kept cells without genes: ``obsp`` distances and connectivities,
+    ``uns["neighbors"]``.
+    """
+    import pandas as pd
+    from anndata import AnnData
+
+    obsp = {name: slots.read(neighbors, f"obsp/{name}") for name in ("distances", "connectivities")}
+    obs = pd.DataFrame(index=pd.RangeIndex(obsp["distances"].shape[0]).astype(str))
+    return AnnData(obs=obs, obsp=obsp, uns={"neighbors": slots.read(neighbors, "uns/neighbors")})
+
+
+def representation(path: Path, n_pcs: int) -> tuple[str, np.ndarray]:
+    """Read the cells' representation: principal components, integrated or not.
+
+    Parameters
+    ----------
+    path
+        The step file of ``pca`` or ``harmony``.
+    n_pcs
+        Components wanted.
+
+    Returns
+    -------
+    Its key in obsm and the array, cells × min(n_pcs, components there are), float32.
+    """
+    from scrna.log import log
+
+    (name,) = [name for name in slots.names(path) if name.startswith("obsm/X_pca")]
+    array = slots.read(path, name)
+    if n_pcs > array.shape[1]:
+        log.warning("n_pcs is %d, but there are %d components: all are used", n_pcs, array.shape[1])
+    return name.removeprefix("obsm/"), np.ascontiguousarray(array[:, :n_pcs], dtype=np.float32)

@@ -1,0 +1,170 @@
+"""Step files: small HDF5 files that hold the AnnData slots a step adds, with its provenance.
+
+A slot is named by its place in the AnnData, ``obs/leiden`` or ``obsm/X_pca``, and encoded as
+AnnData encodes it on disk, so that ``anndata.io.read_elem`` reads every one of them. Arrays of
+numbers and categories are written and read here, since importing anndata takes longer than most
+steps on tables do; all else goes through anndata.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+h5py.get_config().track_order = True  # slots come back in the order in which they were written
+
+
+class Categories(NamedTuple):
+    """A categorical column without pandas."""
+
+    codes: np.ndarray
+    names: list[str]
+
+
+def write(path: Path, elements: Mapping[str, Any]) -> None:
+    """Write a step file under a temporary name, then give it its own.
+
+    Parameters
+    ----------
+    path
+        The step file, HDF5.
+    elements
+        Slot name to value: arrays, `Categories`, sparse matrices, dicts, whatever an AnnData
+        holds there.
+    """
+    from scrna.step import provenance
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with h5py.File(temporary, "w") as file:
+            for name, value in elements.items():
+                _write_element(file, name, value)
+            file.attrs["digest"] = _digest(file)
+            file.attrs["provenance"] = json.dumps(provenance())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: Path, name: str) -> Any:
+    """Read one slot of a step file.
+
+    Parameters
+    ----------
+    path
+        The step file.
+    name
+        The slot, as ``obsm/X_pca``.
+
+    Returns
+    -------
+    The value as it was written; categories come back as a `pandas.Categorical`.
+
+    Raises
+    ------
+    KeyError
+        If the file has no such slot; the message names those it has.
+    """
+    with h5py.File(path, "r") as file:
+        if name not in file:
+            msg = f"{path} has no {name!r}; it holds {', '.join(_names(file))}"
+            raise KeyError(msg)
+        return _read_element(file[name])
+
+
+def read_all(path: Path) -> dict[str, Any]:
+    """Read every slot of a step file, by name."""
+    with h5py.File(path, "r") as file:
+        return {name: _read_element(file[name]) for name in _names(file)}
+
+
+def names(path: Path) -> list[str]:
+    """List the slots of a step file."""
+    with h5py.File(path, "r") as file:
+        return _names(file)
+
+
+def provenance_of(path: Path) -> dict[str, Any]:
+    """Read the provenance of a step file, as `scrna.step.provenance` made it."""
+    with h5py.File(path, "r") as file:
+        return json.loads(file.attrs["provenance"])
+
+
+def digest_of(path: Path) -> str | None:
+    """Read the digest of a step file's or a count store's content.
+
+    Parameters
+    ----------
+    path
+        A step file (``.h5``), or the count matrix ``counts.zarr`` with ``counts.json`` beside it.
+
+    Returns
+    -------
+    The SHA-256 of the content; None for another file, or one that is not there.
+    """
+    summary = path.with_suffix(".json")
+    if path.suffix == ".zarr" and summary.exists():
+        return json.loads(summary.read_text())["digest"]
+    if path.suffix == ".h5" and path.exists():
+        with h5py.File(path, "r") as file:
+            return file.attrs.get("digest")
+    return None
+
+
+def _names(file: h5py.File) -> list[str]:
+    return [f"{slot}/{name}" for slot in file for name in file[slot]]
+
+
+def _write_element(file: h5py.File, name: str, value: Any) -> None:
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        element = file.create_dataset(name, data=value)
+        element.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    elif isinstance(value, Categories):
+        group = file.create_group(name)
+        group.attrs.update(
+            {"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": False}
+        )
+        _write_element(file, f"{name}/codes", np.asarray(value.codes, dtype=np.int8))
+        element = file.create_dataset(
+            f"{name}/categories", data=value.names, dtype=h5py.string_dtype()
+        )
+        element.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+    else:
+        from anndata.io import write_elem
+
+        slot, _, key = name.partition("/")
+        write_elem(file.require_group(slot), key, value)
+
+
+def _read_element(element: h5py.Dataset | h5py.Group) -> Any:
+    if isinstance(element, h5py.Dataset) and element.attrs.get("encoding-type") == "array":
+        return element[()]
+    from anndata.io import read_elem
+
+    return read_elem(element)
+
+
+def _digest(file: h5py.File) -> str:
+    """SHA-256 over names, types and bytes of everything in the file, whatever its layout."""
+    sha = hashlib.sha256()
+
+    def add(name: str, item: h5py.Dataset | h5py.Group) -> None:
+        if isinstance(item, h5py.Dataset):
+            values = item[()]
+            is_plain = isinstance(values, np.ndarray) and values.dtype.kind in "biuf"
+            sha.update(f"{name} {item.dtype} {item.shape}".encode())
+            sha.update(np.ascontiguousarray(values) if is_plain else repr(_listed(values)).encode())
+
+    file.visititems(add)
+    return sha.hexdigest()
+
+
+def _listed(values: Any) -> Any:
+    return values.tolist() if isinstance(values, np.ndarray) else values
