@@ -1,0 +1,42 @@
+"""What all tests share: the import path, the folder of real data, and who needs a GPU."""
+
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# At the end of the path: scripts/umap.py must never stand before the installed umap.
+sys.path += [str(ROOT / "scripts"), str(ROOT)]
+
+
+@cache
+def has_gpu() -> bool:
+    """Whether nvidia-smi lists a GPU."""
+    if shutil.which("nvidia-smi") is None:
+        return False
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return "GPU " in listed.stdout
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked `gpu` where there is no GPU; elsewhere let the GPU stack warn."""
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.filterwarnings("default"))
+            if not has_gpu():
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Return the folder of real data that REAL_DATA names; skip the test where it is not set."""
+    folder = os.environ.get("REAL_DATA")
+    if not folder:
+        pytest.skip("REAL_DATA is not set")
+    return Path(folder)

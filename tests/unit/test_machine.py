@@ -1,0 +1,340 @@
+"""What the machine is said to have, with the driver and the kernel's files replaced."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pynvml
+import pytest
+
+from scrna import machine
+from scrna.errors import UserError
+
+GIB = 2**30
+
+
+def device(index, *, name="NVIDIA H200", capability=(9, 0), total=140 * GIB, free=100 * GIB):
+    return SimpleNamespace(
+        index=index, uuid=f"GPU-{index}a0b-c0de", name=name, capability=capability,
+        memory=SimpleNamespace(total=total, free=free) if total else None, allowed=True,
+    )  # fmt: skip
+
+
+GB10 = device(7, name="NVIDIA GB10", capability=(12, 1), total=None)
+
+
+@pytest.fixture
+def driver(monkeypatch):
+    """Replace NVML's functions by ones that know the devices this returns; count open sessions."""
+    state = SimpleNamespace(devices=[], mig={}, cuda=13000, sessions=0)
+
+    def by_index(index):
+        if not state.devices[index].allowed:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NO_PERMISSION)
+        return state.devices[index]
+
+    def by_uuid(uuid):
+        known = {one.uuid: one for one in state.devices} | state.mig
+        if uuid not in known:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return known[uuid]
+
+    def memory(handle):
+        if handle.memory is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return handle.memory
+
+    def session(change):
+        state.sessions += change
+
+    fakes = {
+        "nvmlInit": lambda: session(1),
+        "nvmlShutdown": lambda: session(-1),
+        "nvmlSystemGetDriverVersion": lambda: "580.95.05",
+        "nvmlSystemGetCudaDriverVersion": lambda: state.cuda,
+        "nvmlDeviceGetCount": lambda: len(state.devices),
+        "nvmlDeviceGetHandleByIndex": by_index,
+        "nvmlDeviceGetHandleByUUID": by_uuid,
+        "nvmlDeviceGetDeviceHandleFromMigDeviceHandle": lambda handle: handle.parent,
+        "nvmlDeviceGetMemoryInfo": memory,
+        "nvmlDeviceGetIndex": lambda handle: handle.index,
+        "nvmlDeviceGetUUID": lambda handle: handle.uuid,
+        "nvmlDeviceGetName": lambda handle: handle.name,
+        "nvmlDeviceGetCudaComputeCapability": lambda handle: handle.capability,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(pynvml, name, fake)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    yield state
+    assert state.sessions == 0
+
+
+@pytest.fixture
+def rapids(monkeypatch):
+    """Say that rapids-singlecell is installed, or not."""
+    state = SimpleNamespace(installed=True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: state.installed or None)
+    return state
+
+
+def proc(folder, *, total=128 * GIB, available=100 * GIB, cgroup=None):
+    """Write /proc as far as it is read: `total` and `available` in bytes, the cgroup's lines."""
+    (folder / "self").mkdir(parents=True)
+    (folder / "meminfo").write_text(
+        f"MemTotal:       {total // 1024} kB\nMemFree:        1024 kB\n"
+        f"MemAvailable:   {available // 1024} kB\nHugePages_Total:       0\n"
+    )
+    if cgroup is not None:
+        (folder / "self/cgroup").write_text(cgroup)
+    return folder
+
+
+def cgroup_v2(folder, limit, used=0, inactive_file=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {inactive_file}\nactive_file 7\n")
+
+
+def test_gpus_are_described(driver):
+    driver.devices = [device(0), GB10]
+    h200, gb10 = machine.gpus()
+    assert h200 == machine.Gpu(
+        index=0, uuid="GPU-0a0b-c0de", name="NVIDIA H200", compute_capability=(9, 0),
+        memory_total=140 * GIB, unified=False, driver="580.95.05",
+    )  # fmt: skip
+    assert (gb10.memory_total, gb10.unified, gb10.compute_capability) == (None, True, (12, 1))
+    assert machine.gpu_problem() is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("0", [0]),
+        ("2,0", [2, 0]),
+        (" 1 , 2", [1, 2]),
+        ("1,9,0", [1]),  # what follows an entry that names none is not read
+        ("0,-1,1", [0]),
+        ("GPU-2a0b-c0de", [2]),
+        ("GPU-1a,0", [1, 0]),  # the beginning of a UUID is enough
+        ("GPU-", []),  # but not where several begin so
+        ("1,1", []),
+        ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+    ],
+)
+def test_cuda_visible_devices_is_read_as_cuda_does(driver, monkeypatch, asked, expected):
+    driver.devices = [device(0), device(1), device(2)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", asked)
+    assert [gpu.index for gpu in machine.gpus()] == expected
+    if not expected:
+        assert machine.gpu_problem() == f"CUDA_VISIBLE_DEVICES={asked!r} hides every GPU"
+
+
+def test_gpus_of_others_are_not_counted(driver, monkeypatch):
+    driver.devices = [device(0), device(1), device(2)]
+    driver.devices[0].allowed = False
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert [gpu.index for gpu in machine.gpus()] == [2]
+
+
+def test_mig_instance_has_its_own_memory(driver, monkeypatch):
+    driver.devices = [device(0), device(1)]
+    instance = device(5, name="NVIDIA H200 MIG 1g.18gb", total=16 * GIB, free=15 * GIB)
+    instance.uuid, instance.parent, instance.capability = "MIG-77", driver.devices[1], None
+    driver.mig = {"MIG-77": instance}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-77")
+    (gpu,) = machine.gpus()
+    assert (gpu.index, gpu.compute_capability, gpu.memory_total) == (1, (9, 0), 16 * GIB)
+    assert machine.available_memory(gpu) == machine.Memory(16 * GIB, 15 * GIB, "NVML")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-78")
+    assert machine.gpus() == []
+
+
+def test_problems_are_named(driver, monkeypatch):
+    assert "finds no GPU" in machine.gpu_problem()
+    driver.devices = [device(0, name="Tesla P100", capability=(6, 0)), device(1)]
+    assert machine.gpu_problem() == (
+        "GPU 0 (Tesla P100) has compute capability 6.0, RAPIDS needs 7.5 or newer"
+    )
+    driver.devices = [device(0, capability=(7, 5))]
+    assert machine.gpu_problem() is None
+    driver.cuda = 12040
+    assert machine.gpu_problem() == (
+        "the NVIDIA driver 580.95.05 goes up to CUDA 12.4, RAPIDS needs a driver for CUDA 13"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [
+        (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, "no NVIDIA driver found"),
+        (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, "does not answer: .*Not Loaded"),
+        (pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, "does not answer: "),
+    ],
+)
+def test_driver_that_does_not_start(monkeypatch, code, problem):
+    def init():
+        raise pynvml.NVMLError(code)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", init)
+    monkeypatch.setattr(pynvml, "nvmlErrorString", lambda code: "Driver Not Loaded", raising=False)
+    assert machine.gpus() == []
+    with pytest.raises(UserError, match=problem):
+        machine.resolve_backend("gpu")
+
+
+def test_gpu_lost_while_asked(driver, monkeypatch):
+    def lost(handle):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+
+    driver.devices = [device(0)]
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lost)
+    assert machine.gpus() == []
+    assert "does not answer" in machine.gpu_problem()
+
+
+def test_without_nvidia_ml_py(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert machine.gpus() == []
+    assert "nvidia-ml-py" in machine.gpu_problem()
+    assert machine.resolve_backend("auto")[0] == "cpu"
+
+
+def test_backend_gpu(driver, rapids, tmp_path, monkeypatch):
+    driver.devices = [device(0)]
+    expected = ("gpu", "backend: gpu (NVIDIA H200, memory 140.0 GiB)")
+    assert machine.resolve_backend("auto") == machine.resolve_backend("gpu") == expected
+    driver.devices = [GB10]
+    monkeypatch.setattr(machine, "_PROC", proc(tmp_path, total=int(121.7 * GIB)))
+    expected = ("gpu", "backend: gpu (NVIDIA GB10, unified memory 121.7 GiB)")
+    assert machine.resolve_backend("auto") == expected
+
+
+def test_backend_cpu(driver, rapids):
+    driver.devices = [device(0)]
+    assert machine.resolve_backend("cpu") == ("cpu", "backend: cpu (as the config asks)")
+    rapids.installed = False
+    assert machine.resolve_backend("auto") == (
+        "cpu",
+        "backend: cpu (rapids-singlecell is not installed for the NVIDIA H200)",
+    )
+    rapids.installed, driver.devices = True, []
+    backend, reason = machine.resolve_backend("auto")
+    assert backend == "cpu"
+    assert "finds no GPU" in reason
+
+
+def test_backend_gpu_that_cannot_be_had(driver, rapids, monkeypatch):
+    driver.devices = [device(0)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UserError, match=r"CUDA_VISIBLE_DEVICES='' hides.*or set backend: cpu"):
+        machine.resolve_backend("gpu")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    rapids.installed = False
+    with pytest.raises(UserError, match=r"rapids-singlecell is not installed.*`make`.*: cpu"):
+        machine.resolve_backend("gpu")
+    with pytest.raises(UserError, match="'cuda' is unknown; choose auto, gpu or cpu"):
+        machine.resolve_backend("cuda")
+
+
+def test_memory_of_a_gpu(driver, tmp_path):
+    driver.devices = [device(0), GB10]
+    h200, gb10 = machine.gpus()
+    assert machine.available_memory(h200) == machine.Memory(140 * GIB, 100 * GIB, "NVML")
+    fake = proc(tmp_path, total=121 * GIB, available=90 * GIB)
+    expected = machine.Memory(121 * GIB, 90 * GIB, "/proc/meminfo")
+    assert machine.available_memory(gb10, proc=fake) == expected
+
+
+@pytest.mark.parametrize("cgroup", [None, "", "0::/\n", "0::/user.slice/a.scope\n"])
+def test_host_memory_without_limit(tmp_path, cgroup):
+    fake = proc(tmp_path / "proc", cgroup=cgroup)
+    cgroup_v2(tmp_path / "cg/user.slice/a.scope", "max", used=50 * GIB)
+    expected = machine.Memory(128 * GIB, 100 * GIB, "/proc/meminfo")
+    assert machine.host_memory(proc=fake, cgroups=tmp_path / "cg") == expected
+
+
+def test_host_memory_under_cgroup_v2(tmp_path):
+    top = tmp_path / "cg"
+    fake = proc(tmp_path / "proc", cgroup="0::/slurm/job_7/step_0\n")
+    cgroup_v2(top / "slurm/job_7/step_0", "max", used=10 * GIB)
+    cgroup_v2(top / "slurm/job_7", 16 * GIB, used=10 * GIB, inactive_file=4 * GIB)
+    cgroup_v2(top / "slurm", 64 * GIB, used=20 * GIB)
+    found = machine.host_memory(proc=fake, cgroups=top)
+    assert found == machine.Memory(16 * GIB, 10 * GIB, str(top / "slurm/job_7"))
+    # The group above has less left, though its limit is wider.
+    cgroup_v2(top / "slurm", 64 * GIB, used=61 * GIB)
+    found = machine.host_memory(proc=fake, cgroups=top)
+    assert found == machine.Memory(16 * GIB, 3 * GIB, str(top / "slurm"))
+
+
+def test_host_memory_in_a_container_that_sees_the_hosts_path(tmp_path):
+    fake = proc(tmp_path / "proc", cgroup="0::/docker/0123abcd\n")
+    cgroup_v2(tmp_path / "cg", 8 * GIB, used=9 * GIB, inactive_file=0)
+    found = machine.host_memory(proc=fake, cgroups=tmp_path / "cg")
+    assert found == machine.Memory(8 * GIB, 0, str(tmp_path / "cg"))
+
+
+def test_host_memory_under_cgroup_v1(tmp_path):
+    fake = proc(
+        tmp_path / "proc", cgroup="9:cpu,cpuacct:/\n4:memory:/box/7\n1:name=systemd:/\n0::/"
+    )
+    folder = tmp_path / "cg/memory/box/7"
+    folder.mkdir(parents=True)
+    (folder / "memory.limit_in_bytes").write_text(str(32 * GIB))
+    (folder / "memory.usage_in_bytes").write_text(str(20 * GIB))
+    (folder / "memory.stat").write_text(f"inactive_file 1\ntotal_inactive_file {5 * GIB}\n")
+    unlimited = folder.parent
+    (unlimited / "memory.limit_in_bytes").write_text("9223372036854771712")
+    (unlimited / "memory.usage_in_bytes").write_text(str(127 * GIB))
+    (unlimited / "memory.stat").write_text("total_inactive_file 0\n")
+    found = machine.host_memory(proc=fake, cgroups=tmp_path / "cg")
+    assert found == machine.Memory(32 * GIB, 17 * GIB, str(folder))
+
+
+def test_host_memory_never_exceeds_what_the_machine_has_left(tmp_path):
+    fake = proc(tmp_path / "proc", available=2 * GIB, cgroup="0::/box\n")
+    cgroup_v2(tmp_path / "cg/box", 16 * GIB, used=1 * GIB)
+    assert machine.host_memory(proc=fake, cgroups=tmp_path / "cg").available == 2 * GIB
+
+
+def test_host_memory_of_this_machine():
+    found = machine.host_memory()
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < found.available <= found.total <= physical
+
+
+def test_light_to_import():
+    """A process that needs only tables pays for none of the field's libraries."""
+    code = (
+        "import json, sys; sys.path.append(sys.argv[1])\n"
+        "import scrna.machine, scrna.lock, scrna.watch\n"
+        "print(json.dumps([name.split('.')[0] for name in sys.modules]))"
+    )
+    scripts = os.path.dirname(os.path.dirname(machine.__file__))
+    listed = subprocess.run(
+        [sys.executable, "-S", "-c", code, scripts], capture_output=True, check=True
+    )
+    loaded = set(json.loads(listed.stdout)) - {"scrna", "__main__"}
+    assert loaded <= set(sys.stdlib_module_names)
+
+
+@pytest.mark.gpu
+def test_agrees_with_nvidia_smi(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    query = "--query-gpu=index,uuid,name,compute_cap,driver_version"
+    smi = subprocess.run(
+        ["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True, check=True
+    )
+    found = [
+        ", ".join([str(g.index), g.uuid, g.name, "{}.{}".format(*g.compute_capability), g.driver])
+        for g in machine.gpus()
+    ]
+    assert found == smi.stdout.splitlines()
+    memory = machine.available_memory(machine.gpus()[0])
+    assert 0 < memory.available <= memory.total
