@@ -1,0 +1,49 @@
+"""Clusters of the neighbor graph."""
+
+
+rule leiden:
+    input:
+        neighbors=rules.neighbors.output.out,
+    output:
+        out="results/{dataset}/{rep}/leiden.h5",
+    log:
+        "logs/{dataset}/{rep}/leiden.log",
+    benchmark:
+        "benchmarks/{dataset}/{rep}/leiden.tsv"
+    conda:
+        ENVIRONMENT
+    threads: THREADS
+    resources:
+        gpu=GPU,
+        mem_mb=memory("leiden"),
+    params:
+        settings=settings("leiden"),
+        code=code("leiden"),
+    message:
+        "{wildcards.dataset}/{wildcards.rep}: Leiden clusters"
+    script:
+        "../scripts/leiden.py"
+
+
+rule louvain:
+    input:
+        neighbors=rules.neighbors.output.out,
+    output:
+        out="results/{dataset}/{rep}/louvain.h5",
+    log:
+        "logs/{dataset}/{rep}/louvain.log",
+    benchmark:
+        "benchmarks/{dataset}/{rep}/louvain.tsv"
+    conda:
+        ENVIRONMENT
+    threads: THREADS
+    resources:
+        gpu=GPU,
+        mem_mb=memory("louvain"),
+    params:
+        settings=settings("louvain"),
+        code=code("louvain"),
+    message:
+        "{wildcards.dataset}/{wildcards.rep}: Louvain clusters"
+    script:
+        "../scripts/louvain.py"

@@ -1,0 +1,164 @@
+"""What the rules share: the checked config, the backend, and what a rule asks for."""
+
+import os
+import re
+import sys
+
+SCRIPTS = f"{workflow.basedir}/scripts"
+if SCRIPTS not in sys.path:
+    sys.path.append(SCRIPTS)
+
+from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
+
+from scrna import config as checks
+from scrna import machine
+from scrna.code import code_digest
+from scrna.errors import UserError
+from scrna.lock import directory_lock
+from scrna.sizes import memory_mb
+from scrna.watch import announce
+
+announce()  # a job ends with the run that started it, were that one killed outright
+
+try:
+    config = checks.complete(config)
+    BACKEND, backend_line = machine.resolve_backend(config["backend"])
+    checks.check(config | {"backend": BACKEND})
+    DATASETS = {name: config["datasets"][name] for name in config["run"]}
+    SOURCES = checks.sources(DATASETS)
+    checks.check_columns(DATASETS, "results")
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+if workflow.is_main_process:
+    logger.info(backend_line)
+
+REPS = ["pca", "harmony"]
+GPU = int(BACKEND == "gpu")
+ENVIRONMENT = f"../envs/{BACKEND}.yaml"
+# Two rules at once, each with half of the cores: the two representations keep each other company,
+# and much of a small step is one thread that imports.
+THREADS = max(1, (workflow.cores or 1) // 2)
+# What a step's settings hold beside its section of the config.
+USES_BACKEND = (
+    "qc hvg pca harmony neighbors umap tsne leiden louvain markers trajectory".split()
+)
+USES_SEED = "simulate pca harmony neighbors umap tsne leiden louvain trajectory".split()
+
+
+wildcard_constraints:
+    dataset="|".join(map(re.escape, DATASETS)),
+    rep="|".join(REPS),
+
+
+def settings(step):
+    """A step's parameters: its section of the dataset's config, and no more than it depends on."""
+
+    def of(wildcards):
+        dataset = DATASETS[wildcards.dataset]
+        section = {
+            k: v for k, v in dataset[step].items() if k not in ("enabled", "h5ad")
+        }
+        if step in USES_BACKEND:
+            section["backend"] = BACKEND
+        if step in USES_SEED:
+            section["seed"] = config["seed"]
+        if step == "hvg" and section["batch_key"] == "auto":
+            section["batch_key"] = next(iter(checks.batch_keys(dataset)), None)
+        if step == "harmony":
+            section["batch_key"] = checks.batch_keys(dataset)
+        if step == "trajectory":
+            section["label_key"] = dataset["label_key"]
+        return section
+
+    return of
+
+
+def reading(wildcards):
+    """How a dataset's source is read: the parameters of its conversion."""
+    keys = ["kind", "matrix", "gene_symbols", "keep_obs", "sha256"]
+    return {key: DATASETS[wildcards.dataset][key] for key in keys}
+
+
+def required_columns(wildcards, input):
+    """The obs columns that later steps need. Asking for `input` keeps Snakemake from tracking it:
+    another batch_key is no reason to convert again (check_columns looks at what is there).
+    """
+    name = wildcards.dataset
+    return {"dataset": name, "required_obs": checks.required_obs(DATASETS[name], name)}
+
+
+def code(script):
+    """A digest of a rule's script and of the shared modules that it uses."""
+    return code_digest(f"{SCRIPTS}/{script}.py")
+
+
+def memory(step):
+    """The MB that a step needs, from the sizes in counts.json once it is there."""
+
+    def of(wildcards, attempt):
+        return memory_mb(f"results/{wildcards.dataset}/counts.json", step) * attempt
+
+    return of
+
+
+def source_files(wildcards):
+    """The files that hold a dataset's counts."""
+    return SOURCES[wildcards.dataset].files
+
+
+def representation(wildcards):
+    """The step file of a representation."""
+    return f"results/{wildcards.dataset}/{wildcards.rep}/{wildcards.rep}.h5"
+
+
+def marker_groups(wildcards):
+    """The clustering that markers are computed for; none for a column of obs."""
+    groupby = DATASETS[wildcards.dataset]["markers"]["groupby"]
+    if not checks.is_clustering(groupby):
+        return []
+    return f"results/{wildcards.dataset}/{wildcards.rep}/{groupby.split('_')[0]}.h5"
+
+
+def step_files(wildcards):
+    """All step files of a dataset that `final` gathers, beside the filter and the normalisation."""
+    dataset = DATASETS[wildcards.dataset]
+    steps = ["neighbors", "umap", "leiden"]
+    steps += [
+        s for s in ("tsne", "louvain", "markers", "trajectory") if dataset[s]["enabled"]
+    ]
+    reps = REPS if checks.batch_keys(dataset) else REPS[:1]
+    files = ["qc.h5", "hvg.h5"] + [
+        f"{rep}/{step}.h5" for rep in reps for step in [rep, *steps]
+    ]
+    return [f"results/{wildcards.dataset}/{file}" for file in files]
+
+
+def targets(wildcards):
+    """What a run makes."""
+    objects = [f"results/{name}/final.zarr" for name in DATASETS]
+    wanted = [name for name, dataset in DATASETS.items() if dataset["final"]["h5ad"]]
+    return objects + [f"results/{name}/final.h5ad" for name in wanted]
+
+
+def named(datasets):
+    """A wildcard constraint: one of these datasets, or none."""
+    return "|".join(map(re.escape, datasets)) or "(?!)"
+
+
+def begin_run():
+    """Keep a second run out of this working directory; the kernel lets go when this one ends."""
+    global run_lock
+    try:
+        run_lock = directory_lock(os.getcwd())
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def end_run():
+    """Say where the results lie."""
+    for name in DATASETS:
+        folder = f"results/{name}"
+        logger.info(
+            f"{name}: {folder}/final.zarr (anndata.read_zarr), {folder}/*/markers.csv"
+        )

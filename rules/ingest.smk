@@ -1,0 +1,77 @@
+"""From a source to the count matrix on disk: resources/, results/{dataset}/counts.zarr."""
+
+
+rule download:
+    output:
+        out="resources/{dataset}.{suffix}",
+    log:
+        "logs/{dataset}/download.{suffix}.log",
+    benchmark:
+        "benchmarks/{dataset}/download.{suffix}.tsv"
+    wildcard_constraints:
+        dataset=named(name for name, source in SOURCES.items() if source.url),
+        suffix="h5ad|h5",
+    retries: 2
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=500,
+    params:
+        settings=lambda wildcards: {
+            "url": SOURCES[wildcards.dataset].url,
+            "sha256": DATASETS[wildcards.dataset]["sha256"],
+        },
+    message:
+        "{wildcards.dataset}: download"
+    script:
+        "../scripts/download.py"
+
+
+rule simulate:
+    output:
+        h5ad="resources/{dataset}.h5ad",
+    log:
+        "logs/{dataset}/simulate.log",
+    benchmark:
+        "benchmarks/{dataset}/simulate.tsv"
+    wildcard_constraints:
+        dataset=named(
+            n for n, dataset in DATASETS.items() if dataset["kind"] == "simulate"
+        ),
+    conda:
+        ENVIRONMENT
+    threads: workflow.cores or 1
+    resources:
+        mem_mb=4000,
+    params:
+        settings=settings("simulate"),
+        code=code("simulate"),
+    message:
+        "{wildcards.dataset}: simulate counts"
+    script:
+        "../scripts/simulate.py"
+
+
+rule convert:
+    input:
+        source=source_files,
+    output:
+        counts=directory("results/{dataset}/counts.zarr"),
+        summary="results/{dataset}/counts.json",
+    log:
+        "logs/{dataset}/convert.log",
+    benchmark:
+        "benchmarks/{dataset}/convert.tsv"
+    conda:
+        ENVIRONMENT
+    threads: THREADS
+    resources:
+        mem_mb=3000,
+    params:
+        settings=reading,
+        code=code("convert"),
+        untracked=required_columns,
+    message:
+        "{wildcards.dataset}: find the raw counts and write them as zarr"
+    script:
+        "../scripts/convert.py"

@@ -1,0 +1,55 @@
+"""Representations of the cells: principal components, and these integrated over batches."""
+
+
+rule pca:
+    input:
+        counts=rules.convert.output.counts,
+        qc=rules.qc.output.out,
+        filtered=rules.filter.output.out,
+        normalized=rules.normalize.output.out,
+        hvg=rules.hvg.output.out,
+    output:
+        out="results/{dataset}/pca/pca.h5",
+    log:
+        "logs/{dataset}/pca.log",
+    benchmark:
+        "benchmarks/{dataset}/pca.tsv"
+    conda:
+        ENVIRONMENT
+    threads: THREADS
+    resources:
+        gpu=GPU,
+        mem_mb=memory("pca"),
+    params:
+        settings=settings("pca"),
+        code=code("pca"),
+    message:
+        "{wildcards.dataset}: principal components"
+    script:
+        "../scripts/pca.py"
+
+
+rule harmony:
+    input:
+        counts=rules.convert.output.counts,
+        filtered=rules.filter.output.out,
+        pca=rules.pca.output.out,
+    output:
+        out="results/{dataset}/harmony/harmony.h5",
+    log:
+        "logs/{dataset}/harmony.log",
+    benchmark:
+        "benchmarks/{dataset}/harmony.tsv"
+    conda:
+        ENVIRONMENT
+    threads: THREADS
+    resources:
+        gpu=GPU,
+        mem_mb=memory("harmony"),
+    params:
+        settings=settings("harmony"),
+        code=code("harmony"),
+    message:
+        "{wildcards.dataset}: integrate the batches with Harmony"
+    script:
+        "../scripts/harmony.py"

@@ -1,0 +1,98 @@
+"""From counts to masks, factors and the genes that matter: results/{dataset}/*.h5."""
+
+
+rule qc:
+    input:
+        counts=rules.convert.output.counts,
+    output:
+        out="results/{dataset}/qc.h5",
+    log:
+        "logs/{dataset}/qc.log",
+    benchmark:
+        "benchmarks/{dataset}/qc.tsv"
+    conda:
+        ENVIRONMENT
+    threads: THREADS
+    resources:
+        gpu=GPU,
+        mem_mb=memory("qc"),
+    params:
+        settings=settings("qc"),
+        code=code("qc"),
+    message:
+        "{wildcards.dataset}: quality of cells and genes"
+    script:
+        "../scripts/qc.py"
+
+
+rule filter:
+    input:
+        counts=rules.convert.output.counts,
+        qc=rules.qc.output.out,
+    output:
+        out="results/{dataset}/filter.h5",
+        table="results/{dataset}/filter.csv",
+    log:
+        "logs/{dataset}/filter.log",
+    benchmark:
+        "benchmarks/{dataset}/filter.tsv"
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=memory("filter"),
+    params:
+        settings=settings("filter"),
+        code=code("filter"),
+    message:
+        "{wildcards.dataset}: which cells and genes stay"
+    script:
+        "../scripts/filter.py"
+
+
+rule normalize:
+    input:
+        counts=rules.convert.output.counts,
+        filtered=rules.filter.output.out,
+    output:
+        out="results/{dataset}/normalize.h5",
+    log:
+        "logs/{dataset}/normalize.log",
+    benchmark:
+        "benchmarks/{dataset}/normalize.tsv"
+    conda:
+        ENVIRONMENT
+    resources:
+        mem_mb=memory("normalize"),
+    params:
+        settings=settings("normalize"),
+        code=code("normalize"),
+    message:
+        "{wildcards.dataset}: size factors"
+    script:
+        "../scripts/normalize.py"
+
+
+rule hvg:
+    input:
+        counts=rules.convert.output.counts,
+        filtered=rules.filter.output.out,
+        normalized=rules.normalize.output.out,
+    output:
+        out="results/{dataset}/hvg.h5",
+    log:
+        "logs/{dataset}/hvg.log",
+    benchmark:
+        "benchmarks/{dataset}/hvg.tsv"
+    conda:
+        ENVIRONMENT
+    threads: THREADS
+    resources:
+        gpu=GPU,
+        mem_mb=memory("hvg"),
+    params:
+        settings=settings("hvg"),
+        code=code("hvg"),
+    message:
+        "{wildcards.dataset}: highly variable genes"
+    script:
+        "../scripts/hvg.py"

@@ -1,0 +1,29 @@
+"""The order of the cells."""
+
+
+rule trajectory:
+    input:
+        counts=rules.convert.output.counts,
+        filtered=rules.filter.output.out,
+        normalized=rules.normalize.output.out,
+        neighbors=rules.neighbors.output.out,
+        leiden=rules.leiden.output.out,
+    output:
+        out="results/{dataset}/{rep}/trajectory.h5",
+    log:
+        "logs/{dataset}/{rep}/trajectory.log",
+    benchmark:
+        "benchmarks/{dataset}/{rep}/trajectory.tsv"
+    conda:
+        ENVIRONMENT
+    threads: THREADS
+    resources:
+        gpu=GPU,
+        mem_mb=memory("trajectory"),
+    params:
+        settings=settings("trajectory"),
+        code=code("trajectory"),
+    message:
+        "{wildcards.dataset}/{wildcards.rep}: diffusion map, PAGA, pseudotime"
+    script:
+        "../scripts/trajectory.py"

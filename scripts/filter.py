@@ -1,0 +1,210 @@
+"""Which cells and genes stay, and why the others go.
+
+A cell goes if it breaks a bound of the section ``filter``; a gene if fewer than ``min_cells`` of
+the cells that stay have it. Nothing is cut from the matrix: the result is a pair of masks,
+``obs/keep`` and ``var/keep``, with ``obs/filter_reason`` (every bound a cell breaks), and a table
+of how many each bound took.
+
+Settings: section ``filter``. Inputs: ``counts.zarr``, qc. Outputs: a step file, ``filter.csv``.
+"""
+
+import csv
+import os
+from pathlib import Path
+
+import numpy as np
+
+from scrna import slots
+from scrna.counts import Counts
+from scrna.errors import UserError
+from scrna.log import log
+from scrna.step import run, step
+
+#: Bound → the qc column it looks at, and whether it is a least or a most.
+BOUNDS = {
+    "min_counts": ("total_counts", "min"),
+    "max_counts": ("total_counts", "max"),
+    "min_genes": ("n_genes_by_counts", "min"),
+    "max_genes": ("n_genes_by_counts", "max"),
+    "max_pct_mt": ("pct_counts_mt", "max"),
+    "max_pct_ribo": ("pct_counts_ribo", "max"),
+    "max_pct_hb": ("pct_counts_hb", "max"),
+}
+
+
+@step
+def filter_cells(
+    counts: Path,
+    qc: Path,
+    out: Path,
+    table: Path,
+    *,
+    min_cells: int | None,
+    missing_mt: str,
+    fewest_cells: int,
+    **bounds: float | None,
+) -> None:
+    """Choose the cells and genes that stay.
+
+    Parameters
+    ----------
+    counts, qc
+        ``counts.zarr`` and the step file of ``qc``.
+    out
+        The step file: obs keep, filter_reason (n_obs); var keep, n_cells_kept (n_vars).
+    table
+        CSV: a row a bound, with how many cells broke it, and broke it alone.
+    min_cells
+        Genes in fewer of the cells that stay go; None keeps all.
+    missing_mt
+        ``refuse`` or ``skip`` max_pct_mt where there is no mitochondrial gene.
+    fewest_cells
+        Fewer cells left are refused.
+    **bounds
+        The bounds of `BOUNDS`, inclusive; None is no bound.
+
+    Raises
+    ------
+    UserError
+        If too few cells or no genes are left, or max_pct_mt cannot be applied.
+    """
+    if bounds["max_pct_mt"] is not None and not slots.read(qc, "var/mt").any():
+        bounds["max_pct_mt"] = _without_mt(bounds["max_pct_mt"], missing_mt)
+    bounds = {name: bound for name, bound in bounds.items() if bound is not None}
+    broken = {name: breaks(qc, name, bound) for name, bound in bounds.items()}
+    keep, reason = reasons(broken, len(slots.read(qc, "obs/total_counts")))
+    rows = tally(broken, bounds)
+    if (n_kept := int(keep.sum())) < fewest_cells:
+        msg = (
+            f"{n_kept:,} of {len(keep):,} cells pass the filter, fewer than filter.fewest_cells "
+            f"({fewest_cells}). Loosen the bounds that took the most:\n{as_text(rows)}"
+        )
+        raise UserError(msg)
+    n_cells = cells_per_gene(Counts(counts), slots.read(qc, "var/n_cells_by_counts"), keep)
+    keep_genes = n_cells >= (min_cells or 0)
+    if not keep_genes.any():
+        msg = f"no gene is in {min_cells} of the {n_kept:,} cells that stay: lower filter.min_cells"
+        raise UserError(msg)
+    _write_table(table, rows, keep, keep_genes, min_cells)
+    slots.write(
+        out,
+        {
+            "obs/keep": keep,
+            "obs/filter_reason": reason,
+            "var/keep": keep_genes,
+            "var/n_cells_kept": n_cells,
+        },
+    )
+    log.info("%d of %d cells stay\n%s", n_kept, len(keep), as_text(rows))
+    log.info(
+        "%d of %d genes stay: in at least %s cells",
+        keep_genes.sum(),
+        len(keep_genes),
+        min_cells or 0,
+    )
+
+
+def breaks(qc: Path, name: str, bound: float) -> np.ndarray:
+    """Flag the cells that break a bound; bool (n_obs). An empty cell's percentages break none."""
+    column, kind = BOUNDS[name]
+    values = slots.read(qc, f"obs/{column}")
+    return values < bound if kind == "min" else values > bound
+
+
+def reasons(broken: dict[str, np.ndarray], n_obs: int) -> tuple[np.ndarray, slots.Categories]:
+    """Tell which cells stay, and for the others every bound that they break.
+
+    Parameters
+    ----------
+    broken
+        Bound → flags of the cells that break it.
+    n_obs
+        Cells there are.
+
+    Returns
+    -------
+    keep
+        bool (n_obs).
+    reason
+        Categories (n_obs): ``kept``, or the names of the bounds, joined by commas.
+    """
+    bits = np.zeros(n_obs, dtype=np.int16)
+    for place, flags in enumerate(broken.values()):
+        bits |= flags.astype(np.int16) << place
+    found, codes = np.unique(bits, return_inverse=True)
+    names = [
+        ",".join(name for place, name in enumerate(broken) if value >> place & 1) or "kept"
+        for value in found.tolist()
+    ]
+    return bits == 0, slots.Categories(codes, names)
+
+
+def tally(broken: dict[str, np.ndarray], bounds: dict[str, float]) -> list[dict]:
+    """Count the cells that break each bound, and that break it alone."""
+    how_many = sum((flags.astype(int) for flags in broken.values()), start=0)
+    return [
+        {
+            "criterion": name,
+            "bound": bounds[name],
+            "cells": int(flags.sum()),
+            "cells_by_this_alone": int((flags & (how_many == 1)).sum()),
+        }
+        for name, flags in broken.items()
+    ]
+
+
+def as_text(rows: list[dict]) -> str:
+    """Lay the table out for a log or a message."""
+    return "\n".join(
+        f"  {row['criterion']:>13} {row['bound']:<8g} takes {row['cells']:>10,} cells, "
+        f"{row['cells_by_this_alone']:,} by itself"
+        for row in rows
+    )
+
+
+def cells_per_gene(store: Counts, n_cells: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Count for each gene the kept cells that have it, int64 (n_vars).
+
+    From all cells' number less that of the removed, so that where few cells go little is read.
+    """
+    removed = np.zeros_like(n_cells)
+    for block in store.blocks(rows=~keep, with_data=False):
+        lengths = np.diff(block.indptr)
+        gone = np.repeat(~keep[block.start : block.stop], lengths)
+        removed += np.bincount(block.indices[gone], minlength=len(n_cells))
+    return n_cells - removed
+
+
+def _without_mt(bound: float, missing_mt: str) -> None:
+    """Leave max_pct_mt out, or refuse to."""
+    if missing_mt == "refuse":
+        msg = (
+            f"filter.max_pct_mt is {bound:g}, but qc found no mitochondrial gene. Set "
+            "datasets.NAME.gene_symbols to the column with symbols or qc.mt to the genes; "
+            "or set filter.max_pct_mt to null, or filter.missing_mt to skip"
+        )
+        raise UserError(msg)
+    log.warning(
+        "max_pct_mt is skipped: there is no mitochondrial gene (filter.missing_mt: %s)", missing_mt
+    )
+
+
+def _write_table(
+    path: Path, rows: list[dict], keep: np.ndarray, keep_genes: np.ndarray, min_cells: int | None
+) -> None:
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with open(temporary, "w", newline="") as file:
+        fields = ["criterion", "bound", "cells", "cells_by_this_alone", "genes"]
+        writer = csv.DictWriter(file, fields)
+        writer.writeheader()
+        writer.writerow({"criterion": "all", "cells": len(keep), "genes": len(keep_genes)})
+        writer.writerows(rows)
+        gone = int((~keep_genes).sum())
+        writer.writerow({"criterion": "min_cells", "bound": min_cells, "genes": gone})
+        kept = {"criterion": "kept", "cells": int(keep.sum()), "genes": int(keep_genes.sum())}
+        writer.writerow(kept)
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    run(filter_cells, snakemake)

@@ -1,0 +1,177 @@
+"""One AnnData of everything: the kept cells and genes, and what every step found about them.
+
+``final.zarr`` opens with ``anndata.read_zarr``. X holds log-normalised values and
+``layers["counts"]`` the counts, both CSR, streamed by row blocks; all other slots have the names
+that scanpy's plots look for. Where there are two representations the plain names
+(``X_umap``, ``leiden``, ``neighbors``) are those after integration, and the ones before it end in
+``_pca`` (``X_umap_pca``, ``leiden_pca``, ``neighbors_pca``). ``uns["provenance"]`` tells how each
+step came to its result, as JSON by step.
+
+Settings: section ``final``. Inputs: ``counts.zarr`` and all step files. Output: ``final.zarr``.
+"""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scrna import slots
+from scrna.counts import Counts, kept, log_normalize
+from scrna.log import log
+from scrna.progress import Progress
+from scrna.step import provenance, run, step
+from scrna.store import CSRWriter, bytes_on_disk, new_store, write_tables
+
+#: Parts of a name in uns that sc.pp.neighbors derives from its key.
+_GRAPHS = ("distances", "connectivities")
+
+
+@step
+def final(
+    counts: Path,
+    filtered: Path,
+    normalized: Path,
+    steps: list[Path],
+    out: Path,
+    *,
+    X: bool,
+    counts_layer: bool,
+) -> None:
+    """Gather all steps into one AnnData.
+
+    Parameters
+    ----------
+    counts, filtered, normalized
+        ``counts.zarr`` and the step files of ``filter`` and ``normalize``.
+    steps
+        All other step files, those of a representation in a folder of its name (pca, harmony).
+    out
+        ``final.zarr``.
+    X
+        Whether X holds the log-normalised values.
+    counts_layer
+        Whether ``layers["counts"]`` holds the counts.
+    """
+    from anndata.io import write_elem
+
+    cells, genes = kept(filtered)
+    parts = gather([filtered, normalized, *steps], cells, genes)
+    store = Counts(counts)
+    obs, var = (store.table(slot).loc[mask] for slot, mask in (("obs", cells), ("var", genes)))
+    for slot, table in (("obs", obs), ("var", var)):
+        for name, values in parts[slot].items():
+            table[name] = values
+    with new_store(out) as root:
+        _write_matrices(root, store, cells, genes, normalized, X, counts_layer)
+        write_tables(root, obs, var)
+        for slot in ("obsm", "varm", "obsp", "uns"):
+            write_elem(root, slot, parts[slot])
+    log.info(
+        "%s: %d cells × %d genes, %.0f MB; obs %s; obsm %s",
+        out,
+        *map(len, (obs, var)),
+        bytes_on_disk(out) / 1e6,
+        ", ".join(obs),
+        ", ".join(parts["obsm"]),
+    )
+
+
+def gather(steps: list[Path], cells: np.ndarray, genes: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Read every slot of the step files, cut to the kept cells and genes, under its final name.
+
+    Parameters
+    ----------
+    steps
+        Step files.
+    cells, genes
+        Masks of the kept ones; what a step before the filter says of all is cut to them.
+
+    Returns
+    -------
+    ``obs``, ``var``, ``obsm``, ``varm``, ``obsp``, ``uns``: name → value.
+    """
+    parts = {slot: {} for slot in ("obs", "var", "obsm", "varm", "obsp", "uns")}
+    masks = {"obs": cells, "var": genes}
+    integrated = any(path.parent.name == "harmony" for path in steps)
+    records = {}
+    for path in steps:
+        rep = path.parent.name if path.parent.name in ("pca", "harmony") else ""
+        suffix = "_pca" if rep == "pca" and integrated else ""
+        records[path.stem + (f"_{rep}" if rep else "")] = json.dumps(slots.provenance_of(path))
+        for element, value in slots.read_all(path).items():
+            slot, name = element.split("/", 1)
+            if name in ("keep", "filter_reason"):
+                continue  # every cell and gene here is kept
+            mask = masks.get(slot)
+            if mask is not None and len(value) == len(mask) != mask.sum():
+                value = value[mask]
+            if slot == "obsp":
+                name = f"neighbors{suffix}_{name}" if suffix else name
+            elif slot == "uns":
+                value = renamed(name, value, suffix)
+                name += suffix
+            else:
+                name = suffixed(name, suffix)
+            parts[slot][name] = value
+    records["final"] = json.dumps(provenance())
+    parts["uns"]["provenance"] = records
+    parts["uns"]["log1p"] = {}
+    return parts
+
+
+def suffixed(name: str, suffix: str) -> str:
+    """Add the representation to a name, unless it says it: X_umap → X_umap_pca, X_pca stays."""
+    return name if name in ("X_pca", "X_pca_harmony", "PCs") else name + suffix
+
+
+def renamed(name: str, value: Any, suffix: str) -> Any:
+    """Let what a uns entry refers to follow the names in the final object."""
+    if not suffix:
+        return value
+    if name == "neighbors":
+        keys = {f"{graph}_key": f"neighbors{suffix}_{graph}" for graph in _GRAPHS}
+        return value | keys
+    if name == "paga":
+        return value | {"groups": value["groups"] + suffix}
+    if name == "rank_genes_groups":
+        params = value["params"]
+        is_ours = params["groupby"].startswith(("leiden", "louvain"))
+        return value | {
+            "params": params | ({"groupby": params["groupby"] + suffix} if is_ours else {})
+        }
+    return value
+
+
+def _write_matrices(
+    root, store: Counts, cells, genes, normalized: Path, log_normalized: bool, counts_layer: bool
+) -> None:
+    """Stream X and layers/counts, one block of cells after the other."""
+    from scipy.sparse import csr_matrix
+
+    n_genes = int(genes.sum())
+    factor = slots.read(normalized, "obs/size_factor")
+    with ExitStack() as stack:
+        x_writer = counts_writer = None
+        if log_normalized:
+            x_writer = stack.enter_context(CSRWriter(root, "X", n_vars=n_genes, dtype=np.float32))
+        if counts_layer:
+            layers = root.create_group("layers")
+            layers.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+            counts_writer = stack.enter_context(
+                CSRWriter(layers, "counts", n_vars=n_genes, dtype=np.float32)
+            )
+        progress = stack.enter_context(Progress("final", total=int(cells.sum()), unit="cells"))
+        for block in store.kept_blocks("cpu", cells, genes) if x_writer or counts_writer else ():
+            shape = (block.stop - block.start, n_genes)
+            if counts_writer:
+                counts_writer.append(csr_matrix((block.data, block.indices, block.indptr), shape))
+            if x_writer:
+                values = log_normalize(block, factor)
+                x_writer.append(csr_matrix((values, block.indices, block.indptr), shape))
+            progress.update(shape[0])
+
+
+if __name__ == "__main__":
+    run(final, snakemake)

@@ -1,0 +1,147 @@
+"""Highly variable genes.
+
+``var/highly_variable`` and the statistics of the flavor: means and dispersions for ``cell_ranger``
+and ``seurat`` (log-normalised values), variances and normalised variances for ``seurat_v3``,
+residual variances for ``pearson_residuals`` (both on counts). With ``batch_key`` genes are ranked
+in each batch and the ranks combined, as scanpy does.
+
+Settings: section ``hvg``. Inputs: ``counts.zarr``, filter, normalize. Output: a step file.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from scrna import slots
+from scrna.backend import load, pearson_residual_genes
+from scrna.counts import Counts, kept, log_normalized
+from scrna.errors import UserError
+from scrna.log import log
+from scrna.step import run, step
+
+#: Smaller batches do not rank genes: a mean over them says too little.
+FEWEST_CELLS = 25
+ON_COUNTS = ("seurat_v3", "pearson_residuals")
+
+
+@step
+def hvg(
+    counts: Path,
+    filtered: Path,
+    normalized: Path,
+    out: Path,
+    *,
+    flavor: str,
+    n_top_genes: int,
+    batch_key: str | None,
+    n_bins: int,
+    span: float,
+    theta: float,
+    backend: str,
+) -> None:
+    """Find the highly variable genes.
+
+    Parameters
+    ----------
+    counts, filtered, normalized
+        ``counts.zarr`` and the step files of ``filter`` and ``normalize``.
+    out
+        The step file: var columns of the kept genes.
+    flavor
+        ``cell_ranger`` (Zheng et al. 2017), ``seurat`` (Satija et al. 2015), ``seurat_v3``
+        (Stuart et al. 2019) or ``pearson_residuals`` (Lause et al. 2021).
+    n_top_genes
+        How many genes to take; all, if there are no more.
+    batch_key
+        obs column with batches, or None.
+    n_bins, span, theta
+        Settings of one flavor each: seurat, seurat_v3, pearson_residuals.
+    backend
+        ``gpu`` or ``cpu``.
+
+    Raises
+    ------
+    UserError
+        If the flavor cannot rank the genes.
+    """
+    import pandas as pd
+    from anndata import AnnData
+
+    cells, genes = kept(filtered)
+    store = Counts(counts)
+    if flavor in ON_COUNTS:
+        matrix = store.matrix(backend, cells=cells, genes=genes)
+    else:
+        matrix = log_normalized(counts, filtered, normalized, backend)
+    adata = AnnData(matrix, var=pd.DataFrame(index=store.genes()[genes]))
+    if batch_key:
+        batches = store.obs([batch_key])[batch_key].to_numpy()[cells]
+        adata, batch_key = in_batches(adata, batches, batch_key)
+    n_genes = matrix.shape[1]
+    n_top = min(n_top_genes, n_genes)
+    if n_top < n_top_genes:
+        log.warning(
+            "n_top_genes is %d, but %d genes passed the filter: all are taken", n_top_genes, n_genes
+        )
+    if flavor == "pearson_residuals":
+        pearson_residual_genes(
+            adata, n_top_genes=n_top, theta=theta, batch_key=batch_key, backend=backend
+        )
+    else:
+        own = {"seurat": {"n_bins": n_bins}, "seurat_v3": {"span": span}}.get(flavor, {})
+        try:
+            load(backend).pp.highly_variable_genes(
+                adata, flavor=flavor, n_top_genes=n_top, batch_key=batch_key, **own
+            )
+        except ValueError as error:
+            msg = (
+                f"flavor {flavor} cannot rank these genes ({error}): too many have the same few "
+                "counts. Raise filter.min_cells, set hvg.batch_key to null or take another flavor"
+            )
+            raise UserError(msg) from error
+    if n_top == n_genes:
+        adata.var["highly_variable"] = True
+    columns = {f"var/{name}": adata.var[name].to_numpy() for name in adata.var}
+    slots.write(out, columns | {"uns/hvg": {"flavor": flavor}})
+    log.info("%d of %d genes are highly variable", np.sum(columns["var/highly_variable"]), n_genes)
+
+
+def in_batches(adata, batches: np.ndarray, batch_key: str):
+    """Cut cells to the batches large enough to rank genes in.
+
+    Parameters
+    ----------
+    adata
+        The kept cells.
+    batches
+        The batch of each; may have missing values.
+    batch_key
+        The column's name.
+
+    Returns
+    -------
+    AnnData of the cells in batches of at least `FEWEST_CELLS`, with the batches in obs, and the
+    column's name; all cells and None where fewer than two batches are that large.
+    """
+    import pandas as pd
+
+    batches = pd.Series(batches, index=adata.obs_names)
+    sizes = batches.value_counts()
+    large = batches.isin(sizes.index[sizes >= FEWEST_CELLS]).to_numpy()
+    if batches[large].nunique() < 2:
+        log.warning("genes are ranked over all cells: %s has no two batches to do it in", batch_key)
+        return adata, None
+    if not large.all():
+        log.warning(
+            "genes are ranked without %d cells: their %s is missing or has under %d cells",
+            (~large).sum(),
+            batch_key,
+            FEWEST_CELLS,
+        )
+        adata = adata[large].copy()
+    adata.obs[batch_key] = batches[large].astype(str).astype("category")
+    return adata, batch_key
+
+
+if __name__ == "__main__":
+    run(hvg, snakemake)

@@ -1,0 +1,49 @@
+"""Leiden clusters of the neighbor graph (Traag et al. 2019): ``obs/leiden``.
+
+With a list of resolutions each is kept as ``obs/leiden_{resolution}``, and ``leiden`` is the first.
+
+Settings: section ``leiden``. Input: neighbors. Output: a step file.
+"""
+
+from pathlib import Path
+
+from scrna import backend as backends
+from scrna.clusters import each_resolution
+from scrna.step import run, step
+
+
+@step
+def leiden(
+    neighbors: Path,
+    out: Path,
+    *,
+    resolution: float | list[float],
+    n_iterations: int | None,
+    backend: str,
+    seed: int,
+) -> None:
+    """Cluster the cells with Leiden.
+
+    Parameters
+    ----------
+    neighbors
+        The step file of ``neighbors``.
+    out
+        The step file: obs leiden (kept cells, categories by falling size), uns leiden.
+    resolution
+        One, or a list; higher ones give more clusters.
+    n_iterations
+        Most iterations; None is 100 levels of cuGraph's, 2 rounds of igraph's.
+    backend, seed
+        Where, and from which seed.
+    """
+    rounds = n_iterations or {"gpu": 100, "cpu": 2}[backend]
+
+    def cluster(adata, resolution: float, key: str) -> None:
+        backends.leiden(adata, resolution, key, n_iterations=rounds, backend=backend, seed=seed)
+
+    each_resolution(neighbors, out, "leiden", resolution, cluster)
+
+
+if __name__ == "__main__":
+    run(leiden, snakemake)

@@ -1,0 +1,46 @@
+"""Louvain clusters of the neighbor graph (Blondel et al. 2008): ``obs/louvain``.
+
+With a list of resolutions each is kept as ``obs/louvain_{resolution}``, and ``louvain`` is the
+first. Off by default: Leiden's clusters are connected, Louvain's need not be.
+
+Settings: section ``louvain``. Input: neighbors. Output: a step file.
+"""
+
+from pathlib import Path
+
+from scrna import backend as backends
+from scrna.clusters import each_resolution
+from scrna.step import run, step
+
+
+@step
+def louvain(
+    neighbors: Path,
+    out: Path,
+    *,
+    resolution: float | list[float],
+    backend: str,
+    seed: int,
+) -> None:
+    """Cluster the cells with Louvain.
+
+    Parameters
+    ----------
+    neighbors
+        The step file of ``neighbors``.
+    out
+        The step file: obs louvain (kept cells, categories by falling size), uns louvain.
+    resolution
+        One, or a list; higher ones give more clusters.
+    backend, seed
+        Where, and from which seed (cuGraph's Louvain draws nothing).
+    """
+
+    def cluster(adata, resolution: float, key: str) -> None:
+        backends.louvain(adata, resolution, key, backend=backend, seed=seed)
+
+    each_resolution(neighbors, out, "louvain", resolution, cluster)
+
+
+if __name__ == "__main__":
+    run(louvain, snakemake)

@@ -1,0 +1,178 @@
+"""Marker genes: what tells a group of cells from the rest.
+
+Tests every kept gene on log-normalised values, each group against all other cells. Writes a table
+(``markers.csv``: group, names, scores, logfoldchanges, pvals, pvals_adj, and the fractions of cells
+that have the gene, pct_nz_group and pct_nz_reference) and ``uns/rank_genes_groups`` as scanpy's
+plots read it. Groups under ``min_cells`` are left out, and said; they stay part of the rest.
+
+Settings: section ``markers``. Inputs: ``counts.zarr``, filter, normalize, and leiden or louvain,
+unless ``groupby`` is a column of obs. Outputs: a step file and the table.
+"""
+
+import os
+from pathlib import Path
+
+from scrna import slots
+from scrna.backend import load
+from scrna.counts import Counts, kept, log_normalized
+from scrna.errors import UserError
+from scrna.log import log
+from scrna.step import run, step
+
+
+@step
+def markers(
+    counts: Path,
+    filtered: Path,
+    normalized: Path,
+    clusters: Path | list[Path],
+    out: Path,
+    table: Path,
+    *,
+    groupby: str,
+    method: str,
+    corr_method: str,
+    tie_correct: bool,
+    min_cells: int,
+    n_genes: int | None,
+    backend: str,
+) -> None:
+    """Rank genes for each group.
+
+    Parameters
+    ----------
+    counts, filtered, normalized
+        ``counts.zarr`` and the step files of ``filter`` and ``normalize``.
+    clusters
+        The step file of the clustering; an empty list where ``groupby`` is a column of obs.
+    out
+        The step file: uns rank_genes_groups; obs ``groupby`` is not repeated.
+    table
+        CSV, a row a group and gene, the highest scores first.
+    groupby
+        The clustering, or a column of obs.
+    method
+        ``wilcoxon``, ``wilcoxon_binned`` (GPU), ``t-test``, ``t-test_overestim_var`` or ``logreg``.
+    corr_method, tie_correct
+        As scanpy's `rank_genes_groups` has them.
+    min_cells
+        Smaller groups are left out.
+    n_genes
+        Genes listed for a group, None for all.
+    backend
+        ``gpu`` or ``cpu``.
+
+    Raises
+    ------
+    UserError
+        If no group is large enough.
+    """
+    import pandas as pd
+    from anndata import AnnData
+
+    cells, genes = kept(filtered)
+    store = Counts(counts)
+    if clusters:
+        labels = slots.read(clusters, f"obs/{groupby}")
+    else:
+        labels = store.obs([groupby])[groupby].astype("category")[cells].array
+    labels = labels.remove_unused_categories()
+    tested = groups_to_test(labels, groupby, min_cells)
+    if len(labels.categories) == 1:
+        log.warning(
+            "%s has one group: there is no rest to tell it from, the table is empty", groupby
+        )
+        _write(out, table, {}, pd.DataFrame(columns=["group", "names", "scores"]))
+        return
+    obs = pd.DataFrame({groupby: labels}, index=pd.RangeIndex(len(labels)).astype(str))
+    var = pd.DataFrame(index=store.genes()[genes])
+    adata = AnnData(log_normalized(counts, filtered, normalized, backend), obs=obs, var=var)
+    adata.uns["log1p"] = {"base": None}
+    tie = {"tie_correct": tie_correct} if method.startswith("wilcoxon") else {}
+    load(backend).tl.rank_genes_groups(
+        adata,
+        groupby,
+        groups=tested,
+        method=method,
+        corr_method=corr_method,
+        n_genes=n_genes,
+        pts=True,
+        use_raw=False,
+        **tie,
+    )
+    ranked = adata.uns["rank_genes_groups"]
+    found = as_table(ranked)
+    _write(out, table, ranked, found)
+    for group in tested[:60]:
+        top = found.loc[found["group"] == group, "names"].head(5)
+        log.info("%s %s: %s", groupby, group, ", ".join(top))
+
+
+def groups_to_test(labels, groupby: str, min_cells: int) -> list[str]:
+    """List the groups with cells enough, in the order of their categories.
+
+    Raises
+    ------
+    UserError
+        If there is none.
+    """
+    sizes = labels.value_counts()
+    large = [str(group) for group in labels.categories if sizes[group] >= min_cells]
+    small = {str(group): int(n) for group, n in sizes.items() if n < min_cells}
+    if small:
+        said = ", ".join(f"{group} ({n} cells)" for group, n in small.items())
+        log.warning("left out, under markers.min_cells (%d): %s", min_cells, said)
+    if not large:
+        msg = (
+            f"no group of {groupby!r} has markers.min_cells ({min_cells}) cells; the largest has "
+            f"{max(sizes, default=0)}. Lower it, or group by something coarser"
+        )
+        raise UserError(msg)
+    return large
+
+
+def as_table(ranked: dict):
+    """Turn ``rank_genes_groups`` into one table.
+
+    Parameters
+    ----------
+    ranked
+        ``uns["rank_genes_groups"]``.
+
+    Returns
+    -------
+    DataFrame: group, names, scores, logfoldchanges, pvals, pvals_adj (as the method has them),
+    pct_nz_group and pct_nz_reference (fractions of cells that have the gene), named as in
+    scanpy's `rank_genes_groups_df`.
+    """
+    import pandas as pd
+
+    groups = ranked["names"].dtype.names
+    fields = ["names", "scores", "logfoldchanges", "pvals", "pvals_adj"]
+    parts = []
+    for group in groups:
+        part = pd.DataFrame(
+            {"group": group} | {field: ranked[field][group] for field in fields if field in ranked}
+        )
+        for slot, column in (("pts", "pct_nz_group"), ("pts_rest", "pct_nz_reference")):
+            if slot in ranked:
+                part[column] = ranked[slot][group].reindex(part["names"]).to_numpy()
+        parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _write(out: Path, table: Path, ranked: dict, found) -> None:
+    temporary = table.with_name(f".{table.name}.tmp-{os.getpid()}")
+    found.to_csv(temporary, index=False, float_format="%.6g")
+    os.replace(temporary, table)
+    plain = {
+        name: {key: value for key, value in item.items() if value is not None}
+        if name == "params"
+        else item
+        for name, item in ranked.items()
+    }
+    slots.write(out, {"uns/rank_genes_groups": plain} if plain else {})
+
+
+if __name__ == "__main__":
+    run(markers, snakemake)

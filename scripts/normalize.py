@@ -1,0 +1,61 @@
+"""Size factors: what to divide a cell's counts by to bring every cell to one total.
+
+``obs/size_factor`` is a cell's total over the genes that stay, divided by ``target_sum`` (a number,
+or the median of the totals). Readers divide and take log1p on the way into memory
+(`scrna.counts.log_normalized`); the result is that of scanpy's ``normalize_total`` and ``log1p``.
+
+Settings: section ``normalize``. Inputs: ``counts.zarr``, filter. Output: a step file.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from scrna import slots
+from scrna.counts import Counts, kept
+from scrna.log import log
+from scrna.step import run, step
+
+
+@step
+def normalize(counts: Path, filtered: Path, out: Path, *, target_sum: float | str) -> None:
+    """Compute the size factor of every cell that stays.
+
+    Parameters
+    ----------
+    counts, filtered
+        ``counts.zarr`` and the step file of ``filter``.
+    out
+        The step file: obs size_factor (kept cells), float64; uns target_sum.
+    target_sum
+        The total that cells are brought to, or ``median``: that of the totals above 0.
+    """
+    cells, genes = kept(filtered)
+    totals = cell_totals(Counts(counts), cells, genes)
+    target = float(np.median(totals[totals > 0]) if target_sum == "median" else target_sum)
+    if empty := int((totals == 0).sum()):
+        log.warning("%d cells have no count in the genes that stay; their values are 0", empty)
+    size_factor = np.where(totals == 0, 1, totals) / target
+    slots.write(out, {"obs/size_factor": size_factor, "uns/target_sum": np.array(target)})
+    log.info(
+        "%d cells brought to %g counts; size factors from %.3g to %.3g",
+        len(totals),
+        target,
+        size_factor.min(),
+        size_factor.max(),
+    )
+
+
+def cell_totals(store: Counts, cells: np.ndarray, genes: np.ndarray) -> np.ndarray:
+    """Sum the counts of the genes taken, for each cell taken; float64, exact."""
+    totals = []
+    for block in store.blocks(rows=cells):
+        running = np.zeros(len(block.data) + 1, dtype=np.int64)
+        np.cumsum(np.where(genes[block.indices], block.data, 0), out=running[1:])
+        sums = running[block.indptr[1:]] - running[block.indptr[:-1]]
+        totals.append(sums[cells[block.start : block.stop]])
+    return np.concatenate(totals).astype(np.float64)
+
+
+if __name__ == "__main__":
+    run(normalize, snakemake)

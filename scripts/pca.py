@@ -1,0 +1,140 @@
+"""Principal components of the log-normalised values.
+
+``obsm/X_pca``, the loadings ``varm/PCs`` (0 in genes that were not used) and ``uns/pca`` with the
+variance of each component. The matrix stays sparse, centred implicitly, unless ``regress_out`` or
+``scale`` is asked for; those are done here, in memory, on the highly variable genes.
+
+Settings: section ``pca``. Inputs: ``counts.zarr``, qc, filter, normalize, hvg. Output: a step file.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from scrna import slots
+from scrna.backend import load, to_host
+from scrna.counts import Counts, kept, log_normalized
+from scrna.errors import UserError
+from scrna.log import log
+from scrna.step import run, step
+
+
+@step
+def pca(
+    counts: Path,
+    qc: Path,
+    filtered: Path,
+    normalized: Path,
+    hvg: Path,
+    out: Path,
+    *,
+    n_comps: int,
+    use_highly_variable: bool,
+    regress_out: list[str],
+    scale: bool,
+    max_value: float | None,
+    zero_center: bool,
+    solver: str,
+    backend: str,
+    seed: int,
+) -> None:
+    """Compute principal components.
+
+    Parameters
+    ----------
+    counts, qc, filtered, normalized, hvg
+        ``counts.zarr`` and the step files.
+    out
+        The step file: obsm X_pca (kept cells × n_comps, float32), varm PCs (kept genes × n_comps),
+        uns pca.
+    n_comps
+        Components, fewer where there are not as many cells and genes.
+    use_highly_variable
+        Whether to use these genes alone.
+    regress_out
+        obs columns, of qc or of the counts, whose linear effect is taken out of each gene.
+    scale, max_value
+        Whether to bring each gene to unit variance, clipped at max_value.
+    zero_center
+        Whether to centre each gene.
+    solver
+        As the schema has them; ``auto`` is the library's choice.
+    backend, seed
+        Where, and from which seed.
+
+    Raises
+    ------
+    UserError
+        If a column of regress_out is not numeric or has missing values.
+    """
+    import pandas as pd
+    from anndata import AnnData
+
+    tools = load(backend)
+    n_genes = int(kept(filtered)[1].sum())
+    used = slots.read(hvg, "var/highly_variable") if use_highly_variable else np.ones(n_genes, bool)
+    matrix = log_normalized(counts, filtered, normalized, backend, genes=used)
+    obs = pd.DataFrame(index=pd.RangeIndex(matrix.shape[0]).astype(str))
+    for name in regress_out:
+        obs[name] = _covariate(counts, qc, filtered, name)
+    adata = AnnData(matrix, obs=obs)
+    if regress_out:
+        tools.pp.regress_out(adata, regress_out)
+    if scale:
+        if zero_center and hasattr(adata.X, "toarray"):
+            adata.X = adata.X.toarray()
+        tools.pp.scale(adata, max_value=max_value, zero_center=zero_center)
+    most = min(adata.shape) - 1
+    if n_comps > most:
+        log.warning(
+            "n_comps is %d, but %d cells × %d genes have %d components: these are computed",
+            n_comps,
+            *adata.shape,
+            most,
+        )
+    tools.pp.pca(
+        adata,
+        n_comps=min(n_comps, most),
+        zero_center=zero_center,
+        svd_solver=None if solver == "auto" else solver,
+        mask_var=None,
+        random_state=seed,
+    )
+    loadings = np.zeros((n_genes, min(n_comps, most)), dtype=np.float32)
+    loadings[used] = to_host(adata.varm["PCs"])
+    variance = {name: np.asarray(adata.uns["pca"][name]) for name in ("variance", "variance_ratio")}
+    params = {"zero_center": zero_center, "mask_var": "highly_variable", "svd_solver": solver}
+    slots.write(
+        out,
+        {
+            "obsm/X_pca": np.asarray(to_host(adata.obsm["X_pca"]), dtype=np.float32),
+            "varm/PCs": loadings,
+            "uns/pca": variance | {"params": params},
+        },
+    )
+    log.info(
+        "%d components of %d cells × %d genes explain %.1f %% of the variance",
+        len(variance["variance"]),
+        *adata.shape,
+        100 * variance["variance_ratio"].sum(),
+    )
+
+
+def _covariate(counts: Path, qc: Path, filtered: Path, name: str) -> np.ndarray:
+    """Read a numeric obs column of the kept cells, from qc or from the counts."""
+    cells, _ = kept(filtered)
+    if f"obs/{name}" in slots.names(qc):
+        values = slots.read(qc, f"obs/{name}")[cells]
+    else:
+        values = Counts(counts).obs([name])[name].to_numpy()[cells]
+    if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
+        msg = (
+            f"pca.regress_out names {name!r}, which is not a column of finite numbers in every "
+            f"kept cell (found {values.dtype}, e.g. {values[:3].tolist()})"
+        )
+        raise UserError(msg)
+    return values
+
+
+if __name__ == "__main__":
+    run(pca, snakemake)

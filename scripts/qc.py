@@ -1,0 +1,214 @@
+"""Quality of cells and genes, from the counts.
+
+For each cell: ``total_counts``, ``n_genes_by_counts``, both also as ``log1p_``; counts of
+mitochondrial, ribosomal and haemoglobin genes as ``total_counts_mt``, ``pct_counts_mt`` and so on;
+``pct_counts_in_top_50_genes``. For each gene: ``n_cells_by_counts``, ``mean_counts``,
+``pct_dropout_by_counts``, ``total_counts``, and the flags ``mt``, ``ribo``, ``hb``. The names are
+those of scanpy's ``calculate_qc_metrics``, and so are the values; sums are exact, in 64 bits, where
+a float32 sum over millions of cells is not.
+
+Settings: section ``qc``. Input: ``counts.zarr``. Output: a step file.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from scrna import slots
+from scrna.backend import arrays, to_host
+from scrna.counts import Block, Counts
+from scrna.errors import UserError
+from scrna.log import log
+from scrna.step import run, step
+
+
+@step
+def qc(
+    counts: Path,
+    out: Path,
+    *,
+    mt: str | list[str],
+    ribo: str | list[str],
+    hb: str | list[str],
+    ignore_case: bool,
+    percent_top: list[int],
+    backend: str,
+) -> None:
+    """Compute the quality of every cell and gene, in row blocks.
+
+    Parameters
+    ----------
+    counts
+        ``counts.zarr``.
+    out
+        The step file: obs columns (n_obs), var columns (n_vars).
+    mt, ribo, hb
+        Families of genes: a regular expression for symbols, or a list of symbols.
+    ignore_case
+        Whether the expressions match in either case.
+    percent_top
+        Sizes of the sets of a cell's highest genes.
+    backend
+        ``gpu`` or ``cpu``.
+
+    Raises
+    ------
+    UserError
+        If a listed gene is not among the symbols.
+    """
+    store = Counts(counts)
+    symbols = store.genes()
+    families = {
+        name: find_genes(symbols, wanted, ignore_case=ignore_case, key=f"qc.{name}")
+        for name, wanted in (("mt", mt), ("ribo", ribo), ("hb", hb))
+    }
+    if not families["mt"].any():
+        log.warning(
+            "no mitochondrial gene: %s matches none of the %d symbols (var column %s; e.g. %s); "
+            "pct_counts_mt is 0 everywhere",
+            mt,
+            len(symbols),
+            store.summary["gene_symbols"],
+            ", ".join(symbols[:3]),
+        )
+    xp = arrays(backend)
+    on_device = {name: xp.asarray(flags) for name, flags in families.items()}
+    n_cells = xp.zeros(store.shape[1], dtype=xp.int64)
+    totals = xp.zeros(store.shape[1], dtype=xp.float64)
+    cells = []
+    for block in store.blocks(backend):
+        cells.append(cell_sums(block, on_device, percent_top, xp))
+        n_cells += xp.bincount(block.indices, minlength=store.shape[1])
+        totals += xp.bincount(block.indices, weights=block.data, minlength=store.shape[1])
+    sums = {name: np.concatenate([part[name] for part in cells]) for name in cells[0]}
+    obs = cell_metrics(sums, families, percent_top)
+    var = gene_metrics(to_host(n_cells), to_host(totals), store.shape[0]) | families
+    slots.write(
+        out,
+        {f"obs/{name}": values for name, values in obs.items()}
+        | {f"var/{name}": values for name, values in var.items()},
+    )
+    log.info(
+        "%d cells: median %d counts, %d genes, %.1f %% mitochondrial (%d such genes)",
+        store.shape[0],
+        np.median(obs["total_counts"]),
+        np.median(obs["n_genes_by_counts"]),
+        np.nanmedian(obs["pct_counts_mt"]) if sums["total_counts"].any() else 0,
+        families["mt"].sum(),
+    )
+
+
+def find_genes(
+    symbols: np.ndarray, wanted: str | list[str], *, ignore_case: bool, key: str
+) -> np.ndarray:
+    """Flag the genes of a family.
+
+    Parameters
+    ----------
+    symbols
+        Gene symbols (n_vars,).
+    wanted
+        Regular expression, matched at a symbol's beginning, or a list of symbols.
+    ignore_case
+        Whether the expression matches in either case.
+    key
+        The config key, for messages.
+
+    Returns
+    -------
+    bool (n_vars,).
+
+    Raises
+    ------
+    UserError
+        If the expression is none, or a listed symbol is not there.
+    """
+    if isinstance(wanted, list):
+        flags = np.isin(symbols, wanted)
+        if missing := sorted(set(wanted) - set(symbols[flags])):
+            msg = f"{key} lists genes that are not among the symbols: {', '.join(missing[:10])}"
+            raise UserError(msg)
+        return flags
+    try:
+        pattern = re.compile(wanted, re.IGNORECASE if ignore_case else 0)
+    except re.error as error:
+        msg = f"{key} is {wanted!r}, which is no regular expression: {error}"
+        raise UserError(msg) from error
+    return np.array([pattern.match(symbol) is not None for symbol in symbols], dtype=bool)
+
+
+def cell_sums(block: Block, families: dict, percent_top: list[int], xp) -> dict[str, np.ndarray]:
+    """Sum up the cells of a block.
+
+    Parameters
+    ----------
+    block
+        Cells of the count matrix.
+    families
+        Name → flags of genes (n_vars), where the block's arrays lie.
+    percent_top
+        Sizes of the sets of highest genes.
+    xp
+        Array module of the block.
+
+    Returns
+    -------
+    ``total_counts``, ``n_genes_by_counts``, ``total_counts_{family}`` and ``top_{n}`` (counts in
+    the n highest genes), int64 (cells of the block), in the CPU's memory.
+    """
+    counts = block.data.astype(xp.int64)
+    sums = {"total_counts": _row_sums(counts, block.indptr, xp)}
+    sums["n_genes_by_counts"] = block.indptr[1:] - block.indptr[:-1]
+    for name, flags in families.items():
+        sums[f"total_counts_{name}"] = _row_sums(counts * flags[block.indices], block.indptr, xp)
+    if percent_top and len(counts):
+        # one sort for all rows: the row in the key's high digits, the count, falling, in the low
+        base = counts.max() + 1
+        highest_first = base - 1 - xp.sort(block.rows * base + (base - 1 - counts)) % base
+    for n in percent_top:
+        places = block.indptr[:-1, None] + xp.arange(n)
+        inside = places < block.indptr[1:, None]
+        values = (
+            highest_first[xp.where(inside, places, 0)] if len(counts) else xp.zeros_like(places)
+        )
+        sums[f"top_{n}"] = (values * inside).sum(axis=1)
+    return {name: to_host(values) for name, values in sums.items()}
+
+
+def cell_metrics(
+    sums: dict[str, np.ndarray], families: dict[str, np.ndarray], percent_top: list[int]
+) -> dict[str, np.ndarray]:
+    """Derive the obs columns from the cells' sums, named as scanpy names them."""
+    total = sums["total_counts"].astype(np.float64)
+    obs = {"total_counts": total, "n_genes_by_counts": sums["n_genes_by_counts"]}
+    with np.errstate(invalid="ignore"):  # 0 / 0 in an empty cell is NaN, as in scanpy
+        for n in percent_top:
+            obs[f"pct_counts_in_top_{n}_genes"] = sums[f"top_{n}"] / total * 100
+        for name in families:
+            obs[f"total_counts_{name}"] = sums[f"total_counts_{name}"].astype(np.float64)
+            obs[f"pct_counts_{name}"] = obs[f"total_counts_{name}"] / total * 100
+    logged = [name for name in obs if not name.startswith("pct")]
+    return obs | {f"log1p_{name}": np.log1p(obs[name]) for name in logged}
+
+
+def gene_metrics(n_cells: np.ndarray, totals: np.ndarray, n_obs: int) -> dict[str, np.ndarray]:
+    """Derive the var columns from the genes' sums, named as scanpy names them."""
+    var = {
+        "n_cells_by_counts": n_cells,
+        "mean_counts": totals / n_obs,
+        "pct_dropout_by_counts": (1 - n_cells / n_obs) * 100,
+        "total_counts": totals,
+    }
+    return var | {f"log1p_{name}": np.log1p(var[name]) for name in ("mean_counts", "total_counts")}
+
+
+def _row_sums(values, indptr, xp):
+    """Sum integers over the rows of a CSR block, exactly."""
+    running = xp.zeros(len(values) + 1, dtype=xp.int64)
+    xp.cumsum(values, out=running[1:])
+    return running[indptr[1:]] - running[indptr[:-1]]
+
+
+if __name__ == "__main__":
+    run(qc, snakemake)

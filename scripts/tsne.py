@@ -1,0 +1,88 @@
+"""t-SNE of the cells (van der Maaten & Hinton 2008), from a representation: ``obsm/X_tsne``.
+
+At least three neighbors for each unit of perplexity are used; with few cells the perplexity is
+lowered to what they allow, and said.
+
+Settings: section ``tsne``. Input: pca or harmony. Output: a step file.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from scrna import backend as backends
+from scrna import slots
+from scrna.graphs import representation
+from scrna.log import log
+from scrna.step import run, step
+
+
+@step
+def tsne(
+    representation_of: Path,
+    out: Path,
+    *,
+    n_pcs: int,
+    perplexity: float,
+    early_exaggeration: float,
+    learning_rate: float,
+    backend: str,
+    seed: int,
+    threads: int = 1,
+) -> None:
+    """Lay the cells out with t-SNE.
+
+    Parameters
+    ----------
+    representation_of
+        The step file of ``pca`` or ``harmony``.
+    out
+        The step file: obsm X_tsne (kept cells × 2, float32), uns tsne.
+    n_pcs
+        Components used.
+    perplexity
+        Effective number of neighbors; at most a third of the other cells.
+    early_exaggeration, learning_rate
+        t-SNE's own.
+    backend, seed
+        Where, and from which seed.
+    threads
+        CPU threads.
+
+    Raises
+    ------
+    ArithmeticError
+        If a coordinate is not finite.
+    """
+    key, array = representation(representation_of, n_pcs)
+    most = (len(array) - 1) / 3
+    if perplexity > most:
+        log.warning(
+            "perplexity is %g, but %d cells allow %.1f: lowered", perplexity, len(array), most
+        )
+        perplexity = most
+    embedding = backends.tsne(
+        array,
+        perplexity=perplexity,
+        early_exaggeration=early_exaggeration,
+        learning_rate=learning_rate,
+        backend=backend,
+        seed=seed,
+        threads=threads,
+    )
+    if not np.isfinite(embedding).all():
+        msg = "t-SNE returned coordinates that are not finite; try a smaller tsne.learning_rate"
+        raise ArithmeticError(msg)
+    params = {
+        "perplexity": perplexity,
+        "early_exaggeration": early_exaggeration,
+        "learning_rate": learning_rate,
+        "metric": "euclidean",
+        "use_rep": key,
+    }
+    slots.write(out, {"obsm/X_tsne": embedding, "uns/tsne": {"params": params}})
+    log.info("%d cells, %.1f units across", len(embedding), np.ptp(embedding, axis=0).max())
+
+
+if __name__ == "__main__":
+    run(tsne, snakemake)

@@ -1,0 +1,78 @@
+"""UMAP of the cells (McInnes et al. 2018), from the neighbor graph: ``obsm/X_umap``.
+
+Settings: section ``umap``. Inputs: neighbors, and the representation it was made from.
+Output: a step file.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from scrna import slots
+from scrna.backend import load, to_host
+from scrna.graphs import open_graph, representation
+from scrna.log import log
+from scrna.step import run, step
+
+
+@step
+def umap(
+    neighbors: Path,
+    representation_of: Path,
+    out: Path,
+    *,
+    min_dist: float,
+    spread: float,
+    n_components: int,
+    max_iter: int | None,
+    alpha: float,
+    negative_sample_rate: int,
+    init: str,
+    backend: str,
+    seed: int,
+) -> None:
+    """Lay the cells out with UMAP.
+
+    Parameters
+    ----------
+    neighbors, representation_of
+        The step files of ``neighbors`` and of ``pca`` or ``harmony``.
+    out
+        The step file: obsm X_umap (kept cells × n_components, float32), uns umap.
+    min_dist, spread, n_components, alpha, negative_sample_rate, init
+        UMAP's own, as scanpy names them.
+    max_iter
+        Epochs; None is 500 up to 10,000 cells, else 200.
+    backend, seed
+        Where, and from which seed.
+
+    Raises
+    ------
+    ArithmeticError
+        If a coordinate is not finite.
+    """
+    adata = open_graph(neighbors)
+    n_pcs = adata.uns["neighbors"]["params"]["n_pcs"]
+    key, array = representation(representation_of, int(n_pcs))
+    adata.obsm[key] = array
+    load(backend).tl.umap(
+        adata,
+        min_dist=min_dist,
+        spread=spread,
+        n_components=n_components,
+        maxiter=max_iter,
+        alpha=alpha,
+        negative_sample_rate=negative_sample_rate,
+        init_pos=init,
+        random_state=seed,
+    )
+    embedding = np.asarray(to_host(adata.obsm["X_umap"]), dtype=np.float32)
+    if not np.isfinite(embedding).all():
+        msg = "UMAP returned coordinates that are not finite; try umap.init: random"
+        raise ArithmeticError(msg)
+    slots.write(out, {"obsm/X_umap": embedding, "uns/umap": dict(adata.uns["umap"])})
+    log.info("%d cells, %.1f units across", len(embedding), np.ptp(embedding, axis=0).max())
+
+
+if __name__ == "__main__":
+    run(umap, snakemake)
