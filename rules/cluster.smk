@@ -11,7 +11,7 @@ rule leiden:
     benchmark:
         "benchmarks/{dataset}/{rep}/leiden.tsv"
     conda:
-        ENVIRONMENT
+        environment
     threads: THREADS
     resources:
         gpu=GPU,
@@ -35,7 +35,7 @@ rule louvain:
     benchmark:
         "benchmarks/{dataset}/{rep}/louvain.tsv"
     conda:
-        ENVIRONMENT
+        environment
     threads: THREADS
     resources:
         gpu=GPU,

@@ -8,8 +8,10 @@ SCRIPTS = f"{workflow.basedir}/scripts"
 if SCRIPTS not in sys.path:
     sys.path.append(SCRIPTS)
 
+from snakemake.common.tbdstring import TBDString
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
+from snakemake.settings.types import DeploymentMethod
 
 from scrna import config as checks
 from scrna import machine
@@ -35,7 +37,6 @@ if workflow.is_main_process:
 
 REPS = ["pca", "harmony"]
 GPU = int(BACKEND == "gpu")
-ENVIRONMENT = f"../envs/{BACKEND}.yaml"
 # Two rules at once, each with half of the cores: the two representations keep each other company,
 # and much of a small step is one thread that imports.
 THREADS = max(1, (workflow.cores or 1) // 2)
@@ -93,11 +94,21 @@ def code(script):
     return code_digest(f"{SCRIPTS}/{script}.py")
 
 
+def environment(wildcards):
+    """The conda environment, where one is asked for: Snakemake would otherwise write the whole of
+    it, all the pins, into the metadata of every output."""
+    wanted = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+    return f"../envs/{BACKEND}.yaml" if wanted else None
+
+
 def memory(step):
     """The MB that a step needs, from the sizes in counts.json once it is there."""
 
     def of(wildcards, attempt):
-        return memory_mb(f"results/{wildcards.dataset}/counts.json", step) * attempt
+        summary = f"results/{wildcards.dataset}/counts.json"
+        if not os.path.exists(summary):
+            return TBDString()  # asked again once the counts are converted
+        return memory_mb(summary, step) * attempt
 
     return of
 

@@ -11,7 +11,7 @@ rule neighbors:
     benchmark:
         "benchmarks/{dataset}/{rep}/neighbors.tsv"
     conda:
-        ENVIRONMENT
+        environment
     threads: THREADS
     resources:
         gpu=GPU,
@@ -36,7 +36,7 @@ rule umap:
     benchmark:
         "benchmarks/{dataset}/{rep}/umap.tsv"
     conda:
-        ENVIRONMENT
+        environment
     threads: THREADS
     resources:
         gpu=GPU,
@@ -60,7 +60,7 @@ rule tsne:
     benchmark:
         "benchmarks/{dataset}/{rep}/tsne.tsv"
     conda:
-        ENVIRONMENT
+        environment
     threads: THREADS
     resources:
         gpu=GPU,

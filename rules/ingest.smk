@@ -13,7 +13,7 @@ rule download:
         suffix="h5ad|h5",
     retries: 2
     conda:
-        ENVIRONMENT
+        environment
     resources:
         mem_mb=500,
     params:
@@ -39,7 +39,7 @@ rule simulate:
             n for n, dataset in DATASETS.items() if dataset["kind"] == "simulate"
         ),
     conda:
-        ENVIRONMENT
+        environment
     threads: workflow.cores or 1
     resources:
         mem_mb=4000,
@@ -63,7 +63,7 @@ rule convert:
     benchmark:
         "benchmarks/{dataset}/convert.tsv"
     conda:
-        ENVIRONMENT
+        environment
     threads: THREADS
     resources:
         mem_mb=3000,

@@ -15,7 +15,7 @@ rule pca:
     benchmark:
         "benchmarks/{dataset}/pca.tsv"
     conda:
-        ENVIRONMENT
+        environment
     threads: THREADS
     resources:
         gpu=GPU,
@@ -41,7 +41,7 @@ rule harmony:
     benchmark:
         "benchmarks/{dataset}/harmony.tsv"
     conda:
-        ENVIRONMENT
+        environment
     threads: THREADS
     resources:
         gpu=GPU,

@@ -15,7 +15,7 @@ rule markers:
     benchmark:
         "benchmarks/{dataset}/{rep}/markers.tsv"
     conda:
-        ENVIRONMENT
+        environment
     threads: THREADS
     resources:
         gpu=GPU,

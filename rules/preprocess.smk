@@ -11,7 +11,7 @@ rule qc:
     benchmark:
         "benchmarks/{dataset}/qc.tsv"
     conda:
-        ENVIRONMENT
+        environment
     threads: THREADS
     resources:
         gpu=GPU,
@@ -37,7 +37,7 @@ rule filter:
     benchmark:
         "benchmarks/{dataset}/filter.tsv"
     conda:
-        ENVIRONMENT
+        environment
     resources:
         mem_mb=memory("filter"),
     params:
@@ -60,7 +60,7 @@ rule normalize:
     benchmark:
         "benchmarks/{dataset}/normalize.tsv"
     conda:
-        ENVIRONMENT
+        environment
     resources:
         mem_mb=memory("normalize"),
     params:
@@ -84,7 +84,7 @@ rule hvg:
     benchmark:
         "benchmarks/{dataset}/hvg.tsv"
     conda:
-        ENVIRONMENT
+        environment
     threads: THREADS
     resources:
         gpu=GPU,

@@ -14,7 +14,7 @@ rule final:
     benchmark:
         "benchmarks/{dataset}/final.tsv"
     conda:
-        ENVIRONMENT
+        environment
     threads: THREADS
     resources:
         mem_mb=memory("final"),
@@ -37,7 +37,7 @@ rule h5ad:
     benchmark:
         "benchmarks/{dataset}/h5ad.tsv"
     conda:
-        ENVIRONMENT
+        environment
     resources:
         mem_mb=memory("final"),
     params:

@@ -15,7 +15,7 @@ rule trajectory:
     benchmark:
         "benchmarks/{dataset}/{rep}/trajectory.tsv"
     conda:
-        ENVIRONMENT
+        environment
     threads: THREADS
     resources:
         gpu=GPU,

@@ -1,0 +1,39 @@
+# make run    set up everything and run the workflow: the demo, or what config/config.yaml says
+# make test   set up everything and run the tests
+# make lint   the linters, as CI runs them
+# make pins   compile envs/*.txt and envs/*.yaml again from pyproject.toml
+# make clean  take away the environment and the tools; results stay
+#
+# ARGS= goes to the program: make run ARGS=-n · make test ARGS="-m 'not slow'" · make pins ARGS=--upgrade
+# PYTHON= names the Python to set up with, PROFILE= another profile.
+
+GPU := $(shell timeout 20 nvidia-smi -L 2>/dev/null | grep '^GPU ')
+PINS := $(if $(GPU),gpu,cpu)
+PROFILE := $(if $(GPU),spark,cpu)
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHON
+
+.PHONY: run test lint pins clean env
+
+run: env
+	snakemake --profile $(PROFILE) $(ARGS)
+
+test: env
+	pytest $(ARGS)
+
+lint: env
+	ruff check
+	ruff format --check
+	snakefmt --check Snakefile rules
+	codespell
+	snakemake --lint
+
+pins: env
+	python envs/compile.py "$$(envs/setup uv)" $(ARGS)
+
+clean:
+	rm -rf .venv .tools
+
+env:
+	@envs/setup $(PINS)
