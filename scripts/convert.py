@@ -1,0 +1,288 @@
+"""Convert a dataset to the store that all steps read.
+
+Purpose
+    Find the raw counts of a source, check every value, and write them once as ``counts.zarr``: an
+    AnnData store (zarr v3) with X as CSR counts, obs and var. Cells are streamed in blocks, so
+    memory does not grow with their number.
+
+Settings
+    =================  =========================================================================
+    ``kind``           ``h5ad``, ``10x_h5``, ``10x_mtx``; ``auto`` tells it from the file
+    ``matrix``         where the counts are: ``X``, ``raw.X``, ``layers/NAME``; ``auto`` takes
+                       the first of these that holds non-negative integers alone
+    ``gene_symbols``   the var column with gene symbols, or ``index``; ``auto`` takes the first
+                       of feature_name, gene_symbols, gene_name, gene_names, gene_short_name,
+                       else the index
+    ``keep_obs``       cells to keep by obs values: ``{column: [values]}``
+    ``sha256``         digest that the source file must have
+    ``required_obs``   obs columns that the config names, with the keys that name them: missing
+                       ones are told here and not hours later
+    =================  =========================================================================
+
+Input
+    ``source``: an ``.h5ad`` file (CSR, CSC or dense, AnnData 0.5 or later), a 10x ``.h5`` file, or
+    a 10x mtx folder or its files. Features other than gene expression are left out.
+
+Output
+    ``counts.zarr``: X uint16 (uint32 if a count exceeds 65,535), cells × genes; obs as in the
+    source; var indexed by unique symbols, the source's index in ``gene_ids``.
+
+    ``counts.json``: ``n_obs``, ``n_vars``, ``nnz``, ``dtype``, ``max``, ``bytes_on_disk``,
+    ``bytes_in_memory`` (of the CSR), ``chunk`` and ``shard`` (elements), ``source``, ``kind``,
+    ``matrix``, ``gene_symbols``, ``n_obs_source``, ``n_empty`` (cells without a count),
+    ``obs_columns``, ``digest`` (of counts, obs and var), ``warnings``, ``provenance``.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from scrna.annotations import (
+    check_columns,
+    describe_columns,
+    fit_for_disk,
+    kept_cells,
+    name_cells,
+    name_genes,
+    table_digest,
+)
+from scrna.errors import UserError
+from scrna.fetch import file_sha256
+from scrna.log import log
+from scrna.progress import Progress
+from scrna.sources import Block, Source, open_source
+from scrna.sources.base import NotMatrix
+from scrna.step import provenance, run, step
+from scrna.store import CSRWriter, MatrixInfo, bytes_on_disk, new_store, write_tables
+
+_MAX_COUNT = np.iinfo(np.uint32).max
+
+
+class _NotCounts(Exception):  # noqa: N818 - a finding, told to the user with the others
+    """What a matrix holds that counts cannot be; completes "X: …"."""
+
+
+@step
+def convert(
+    source: Path | list[Path],
+    counts: Path,
+    summary: Path,
+    *,
+    dataset: str,
+    kind: str = "auto",
+    matrix: str = "auto",
+    gene_symbols: str = "auto",
+    keep_obs: dict[str, list[Any]] | None = None,
+    sha256: str | None = None,
+    required_obs: dict[str, str] | None = None,
+) -> None:
+    """Write a source's raw counts as a zarr store, and a summary of it.
+
+    Parameters
+    ----------
+    source
+        File, folder, or the files of an mtx folder.
+    counts, summary
+        The outputs, ``counts.zarr`` and ``counts.json``.
+    dataset
+        Its name, for messages.
+    kind, matrix, gene_symbols, keep_obs, sha256, required_obs
+        As this module's docstring says.
+
+    Raises
+    ------
+    UserError
+        If the source is damaged or of no known kind, holds no counts, or lacks what the config
+        names; the message says what there is.
+    """
+    counts, summary = Path(counts), Path(summary)
+    summary.unlink(missing_ok=True)  # never the summary of another store
+    _check_sha256(source, sha256, dataset)
+    with open_source(source, kind=kind) as opened:
+        obs, notes = fit_for_disk(opened.obs(), "obs")
+        n_obs_source = len(obs)
+        check_columns(obs, required_obs or {}, dataset=dataset)
+        cells = kept_cells(obs, keep_obs or {}, dataset=dataset)
+        _check_not_empty(int(cells.sum()), n_obs_source, dataset)
+        if keep_obs:
+            log.info("keep_obs: %s of %s cells stay", f"{cells.sum():,}", f"{n_obs_source:,}")
+        obs, more = name_cells(fit_for_disk(obs[cells], "obs")[0])
+        notes = [*opened.notes, *notes, *more]
+        with new_store(counts) as root:
+            used, info = _write_counts(opened, root, matrix, cells, dataset)
+            var, more = fit_for_disk(opened.var(used), "var")
+            notes += more
+            var, symbols, more = name_genes(var, gene_symbols, dataset=dataset)
+            notes += more + _doubts(info, used)
+            write_tables(root, obs, var)
+    facts = {
+        "dataset": dataset,
+        "n_obs": info.shape[0],
+        "n_vars": info.shape[1],
+        "nnz": info.nnz,
+        "dtype": info.dtype,
+        "max": int(info.max),
+        "bytes_on_disk": bytes_on_disk(counts),
+        "bytes_in_memory": info.bytes_in_memory,
+        "chunk": info.chunk,
+        "shard": info.shard,
+        "source": [{"path": str(f), "bytes": f.stat().st_size} for f in opened.files],
+        "kind": opened.kind,
+        "matrix": used,
+        "gene_symbols": symbols,
+        "n_obs_source": n_obs_source,
+        "n_empty": info.empty_rows,
+        "obs_columns": describe_columns(obs),
+        "digest": _digest(info.digest, table_digest(obs), table_digest(var)),
+        "warnings": notes,
+        "provenance": provenance(),
+    }
+    _tell(facts)
+    _write_json(summary, facts)
+
+
+def _write_counts(
+    source: Source, root: zarr.Group, matrix: str, cells: np.ndarray, dataset: str
+) -> tuple[str, MatrixInfo]:
+    """Write the first matrix that holds counts, or the one named; tell which and what it is."""
+    there = source.matrices()
+    if matrix != "auto" and matrix not in there:
+        msg = (
+            f"datasets.{dataset}.matrix: {source.name} has no {matrix}; "
+            f"there are {', '.join(there) or 'none'}"
+        )
+        raise UserError(msg)
+    findings = []
+    for candidate in there if matrix == "auto" else [matrix]:
+        try:
+            return candidate, _write_matrix(source, root, candidate, cells, dataset)
+        except (_NotCounts, NotMatrix) as finding:
+            findings.append(f"{candidate}: {finding}")
+            log.info("%s", findings[-1])
+            if "X" in root:
+                del root["X"]
+    others = [name for name in there if name != matrix]
+    advice = (
+        "Counts are whole numbers from 0 up. If they are elsewhere, name the matrix with "
+        f"datasets.{dataset}.matrix, or get the file with raw counts"
+    )
+    if matrix != "auto" and others:
+        advice += f"; {source.name} also has {', '.join(others)}"
+    msg = f"{source.name} has no counts:\n  " + "\n  ".join(findings or ["no matrix"])
+    raise UserError(f"{msg}\n{advice}")
+
+
+def _write_matrix(
+    source: Source, root: zarr.Group, matrix: str, cells: np.ndarray, dataset: str
+) -> MatrixInfo:
+    """Stream a matrix into X: uint16, or from the start again as uint32 if a count needs it."""
+    if not (n_vars := len(source.var(matrix))):
+        msg = "it has no genes"
+        raise NotMatrix(msg)
+    for dtype in (np.uint16, np.uint32):
+        try:
+            with (
+                CSRWriter(root, "X", n_vars=n_vars, dtype=dtype) as writer,
+                Progress(f"convert {dataset}", total=int(cells.sum())) as progress,
+            ):
+                for block in source.blocks(matrix, cells):
+                    _check_counts(block, source)
+                    writer.append(block.counts)
+                    progress.update(len(block.cells))
+                return writer.close()
+        except OverflowError:
+            log.info("%s has counts above 65,535: it is written as uint32", matrix)
+            del root["X"]
+    msg = f"it has a count above {_MAX_COUNT:,}"
+    raise _NotCounts(msg)
+
+
+def _check_counts(block: Block, source: Source) -> None:
+    """Refuse a value that is no count, naming its cell."""
+    values = block.counts.data
+    if values.dtype.kind == "u":
+        return
+    if values.dtype.kind == "i":
+        is_wrong = values < 0
+    else:
+        is_wrong = ~((values >= 0) & (values == np.floor(values)) & (values < np.inf))
+    if is_wrong.any():
+        first = int(np.argmax(is_wrong))
+        row = np.searchsorted(block.counts.indptr, first, side="right") - 1
+        cell = source.obs().index[block.cells[row]]
+        msg = f"it has the value {values[first]:.6g} in cell {cell!r}"
+        raise _NotCounts(msg)
+
+
+def _doubts(info: MatrixInfo, matrix: str) -> list[str]:
+    """Say what in a matrix is no error but hardly meant."""
+    notes = []
+    if not info.nnz:
+        notes.append(f"{matrix} has no count at all: every value is 0.")
+    elif info.max == 1:
+        notes.append(f"No count in {matrix} is above 1: it may tell presence alone, not counts.")
+    if info.empty_rows > info.shape[0] / 2:
+        notes.append(
+            f"{info.empty_rows:,} of {info.shape[0]:,} cells have no count: this may be the raw "
+            "matrix of all barcodes; the filtered one holds the cells."
+        )
+    return notes
+
+
+def _check_sha256(source: Path | list[Path], sha256: str | None, dataset: str) -> None:
+    if sha256 is None:
+        return
+    paths = [Path(path) for path in (source if isinstance(source, list) else [source])]
+    key = f"datasets.{dataset}.sha256"
+    if len(paths) > 1 or paths[0].is_dir():
+        msg = f"{key} is the digest of one file, and {paths[0].parent} is a folder: take it away"
+        raise UserError(msg)
+    if paths[0].is_file() and (found := file_sha256(paths[0])) != sha256.lower():
+        msg = f"{paths[0]} is not the expected file: its SHA-256 is {found}, {key} says {sha256}"
+        raise UserError(msg)
+
+
+def _check_not_empty(n_kept: int, n_obs: int, dataset: str) -> None:
+    if n_kept:
+        return
+    why = f"keep_obs keeps none of its {n_obs:,} cells" if n_obs else "it has no cells"
+    msg = f"{dataset}: {why}"
+    raise UserError(msg)
+
+
+def _digest(*digests: str) -> str:
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+
+
+def _tell(facts: dict[str, Any]) -> None:
+    log.info(
+        "%s: %s cells × %s genes, %s non-zeros from %s (%s, gene symbols from %s); "
+        "%s, %.1f MB on disk, %.1f MB in memory",
+        facts["dataset"],
+        f"{facts['n_obs']:,}",
+        f"{facts['n_vars']:,}",
+        f"{facts['nnz']:,}",
+        facts["matrix"],
+        facts["kind"],
+        facts["gene_symbols"],
+        facts["dtype"],
+        facts["bytes_on_disk"] / 1e6,
+        facts["bytes_in_memory"] / 1e6,
+    )
+    for warning in facts["warnings"]:
+        log.warning("%s", warning)
+
+
+def _write_json(path: Path, facts: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    run(convert, snakemake)
