@@ -81,7 +81,7 @@ def start_gpu(*, memory: str, pool_gb: float) -> None:
         would take half of a machine whose GPU and CPU share it.
     """
     import cupy
-    import rmm
+    import rmm.statistics
     from rmm.allocators.cupy import rmm_cupy_allocator
 
     rmm.reinitialize(
@@ -102,7 +102,7 @@ def gpu_record() -> dict[str, Any]:
     `start_gpu` was not called).
     """
     import cupy
-    import rmm
+    import rmm.statistics
 
     name = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode()
     statistics = rmm.statistics.get_statistics()

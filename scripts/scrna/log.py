@@ -37,4 +37,6 @@ def start_logging(path: Path | str | None, label: str) -> None:
 
 
 def _log_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    if category.__name__ == "Pandas4Warning":
+        return  # what pandas 4 will change is for the libraries to mend, not for the user
     log.warning("%s (%s in %s:%d)", message, category.__name__, Path(filename).name, lineno)

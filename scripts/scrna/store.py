@@ -5,7 +5,7 @@ three 1-D arrays ``data``, ``indices`` and ``indptr``. What decides how fast eve
 is how those are cut:
 
 - A *chunk* is what is decompressed at once, by one core or by one block of a GPU: 2**19 elements
-  (1 MB of uint16 counts, 2 MB of indices, about 200 cells). Smaller ones cost more calls than they
+  (1 MB of uint16 counts, 2 MB of indices, some 250 cells). Smaller ones cost more calls than they
   save, larger ones leave cores idle and make a small range of rows expensive.
 - A *shard* is one file: 16 chunks, 50 MB of memory in all, so that a million cells make some
   hundreds of files and not ten thousand. The writer holds two shards, never the matrix.

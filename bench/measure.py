@@ -1,0 +1,85 @@
+"""Tell what the rules of a finished run took: python bench/measure.py DATASET [DATASET ...].
+
+Prints a Markdown table for each dataset, from the benchmark files (wall seconds of the process),
+the logs (seconds to import) and the provenance in the step files (seconds of the step itself, the
+most memory held on the GPU, the device), and whether any two GPU steps overlapped in time.
+"""
+
+import csv
+import json
+import re
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "scripts"))
+
+from scrna import slots
+
+
+def rows(dataset: str) -> list[dict]:
+    """Collect the figures of each rule of a dataset that ran."""
+    found = []
+    for benchmark in sorted(Path("benchmarks", dataset).rglob("*.tsv")):
+        with benchmark.open() as file:
+            wall = float(next(csv.DictReader(file, delimiter="\t"))["s"])
+        rule = benchmark.relative_to(Path("benchmarks", dataset)).with_suffix("")
+        log = Path("logs", dataset, rule).with_suffix(".log").read_text()
+        imported = re.findall(r"imported in ([\d.]+) s", log)
+        result = Path("results", dataset, rule).with_suffix(".h5")
+        if not result.exists():  # a step before the filter lies a level up
+            result = Path("results", dataset, *([rule.name] * 2)).with_suffix(".h5")
+        record = slots.provenance_of(result) if result.exists() else _summary(dataset, rule)
+        found.append({"rule": str(rule), "wall": wall, "imported": imported, **record})
+    return found
+
+
+def _summary(dataset: str, rule: Path) -> dict:
+    if rule.name != "convert":
+        return {}
+    return json.loads(Path("results", dataset, "counts.json").read_text())["provenance"]
+
+
+def overlaps(found: list[dict]) -> list[tuple[str, str]]:
+    """List the pairs of GPU steps that ran at the same time."""
+    spans = []
+    for row in found:
+        if row.get("backend") == "gpu":
+            start = datetime.fromisoformat(row["started"])
+            spans.append((start, start + timedelta(seconds=row["seconds"]), row["rule"]))
+    spans.sort()
+    return [
+        (one[2], other[2])
+        for place, one in enumerate(spans)
+        for other in spans[place + 1 :]
+        if other[0] < one[1]
+    ]
+
+
+def main() -> None:
+    """Print the tables."""
+    everything = []
+    for dataset in sys.argv[1:]:
+        found = sorted(rows(dataset), key=lambda row: row.get("started", ""))
+        everything += found
+        print(f"\n**{dataset}**\n")
+        print("| rule | device | wall s | of it import s | step s | peak GPU GB |")
+        print("|---|---|---|---|---|---|")
+        for row in found:
+            peak = row.get("gpu_peak_bytes")
+            cells = (
+                row["rule"],
+                row.get("device", "CPU"),
+                f"{row['wall']:.1f}",
+                row["imported"][0] if row["imported"] else "-",
+                f"{row['seconds']:.1f}" if "seconds" in row else "-",
+                f"{peak / 1e9:.2f}" if peak else "-",
+            )
+            print("|", " | ".join(cells), "|")
+        print(f"\nSum of the rules: {sum(row['wall'] for row in found):.1f} s")
+    on_gpu = sum(row.get("backend") == "gpu" for row in everything)
+    print(f"\n{on_gpu} steps on the GPU; overlapping in time: {overlaps(everything) or 'none'}")
+
+
+if __name__ == "__main__":
+    main()

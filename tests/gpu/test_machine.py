@@ -1,0 +1,46 @@
+"""The GPU's memory and the choice of the backend, on a machine that has one."""
+
+import subprocess
+import sys
+
+import pytest
+
+from scrna import backend, machine
+
+pytestmark = pytest.mark.gpu
+
+ALLOCATE = """
+import sys
+sys.path.append(sys.argv[2])
+from scrna import backend
+backend.start_gpu(memory=sys.argv[1], pool_gb=1)
+import cupy
+kept = cupy.zeros(2**24, dtype=cupy.float32)
+print(int(kept.sum()), backend.gpu_record()["gpu_peak_bytes"])
+"""
+
+
+def test_auto_takes_the_gpu():
+    found, reason = machine.resolve_backend("auto")
+    assert found == "gpu"
+    assert machine.gpus()[0].name in reason
+
+
+@pytest.mark.parametrize("memory", ["pool", "managed", "cuda"])
+def test_allocations_go_through_rmm(memory):
+    scripts = next(path for path in sys.path if path.endswith("scripts"))
+    done = subprocess.run(
+        [sys.executable, "-c", ALLOCATE, memory, scripts],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    total, peak = map(int, done.stdout.split())
+    assert total == 0
+    assert peak >= 2**26
+
+
+def test_the_record_names_the_device():
+    record = backend.gpu_record()
+    assert record["device"] == machine.gpus()[0].name
+    assert record["gpu_peak_bytes"] >= 0
