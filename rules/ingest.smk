@@ -14,13 +14,12 @@ rule download:
     retries: 2
     conda:
         environment
+    threads: 1
     resources:
         mem_mb=500,
     params:
-        settings=lambda wildcards: {
-            "url": SOURCES[wildcards.dataset].url,
-            "sha256": DATASETS[wildcards.dataset]["sha256"],
-        },
+        settings=lambda wildcards: {"url": SOURCES[wildcards.dataset].url},
+        untracked=checksum,
     message:
         "{wildcards.dataset}: download"
     script:

@@ -38,6 +38,7 @@ rule filter:
         "benchmarks/{dataset}/filter.tsv"
     conda:
         environment
+    threads: 1
     resources:
         mem_mb=memory("filter"),
     params:
@@ -61,6 +62,7 @@ rule normalize:
         "benchmarks/{dataset}/normalize.tsv"
     conda:
         environment
+    threads: 1
     resources:
         mem_mb=memory("normalize"),
     params:

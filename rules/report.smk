@@ -38,6 +38,7 @@ rule h5ad:
         "benchmarks/{dataset}/h5ad.tsv"
     conda:
         environment
+    threads: 1
     resources:
         mem_mb=memory("final"),
     params:

@@ -243,7 +243,10 @@ def _check_sha256(source: Path | list[Path], sha256: str | None, dataset: str) -
         msg = f"{key} is the digest of one file, and {paths[0].parent} is a folder: take it away"
         raise UserError(msg)
     if paths[0].is_file() and (found := file_sha256(paths[0])) != sha256.lower():
-        msg = f"{paths[0]} is not the expected file: its SHA-256 is {found}, {key} says {sha256}"
+        msg = (
+            f"{paths[0]} is not the expected file: its SHA-256 is {found}, {key} says {sha256}. "
+            "Put the key right, or get the file anew"
+        )
         raise UserError(msg)
 
 

@@ -75,11 +75,7 @@ def filter_cells(
     keep, reason = reasons(broken, len(slots.read(qc, "obs/total_counts")))
     rows = tally(broken, bounds)
     if (n_kept := int(keep.sum())) < fewest_cells:
-        msg = (
-            f"{n_kept:,} of {len(keep):,} cells pass the filter, fewer than filter.fewest_cells "
-            f"({fewest_cells}). Loosen the bounds that took the most:\n{as_text(rows)}"
-        )
-        raise UserError(msg)
+        raise UserError(_too_few(n_kept, len(keep), fewest_cells, rows))
     n_cells = cells_per_gene(Counts(counts), slots.read(qc, "var/n_cells_by_counts"), keep)
     keep_genes = n_cells >= (min_cells or 0)
     if not keep_genes.any():
@@ -186,6 +182,19 @@ def _without_mt(bound: float, missing_mt: str) -> None:
         raise UserError(msg)
     log.warning(
         "max_pct_mt is skipped: there is no mitochondrial gene (filter.missing_mt: %s)", missing_mt
+    )
+
+
+def _too_few(n_kept: int, n_obs: int, fewest_cells: int, rows: list[dict]) -> str:
+    """Say that too few cells are left, and which bounds took them."""
+    if n_kept == n_obs:
+        return (
+            f"all {n_obs:,} cells pass the filter, but filter.fewest_cells is {fewest_cells}: "
+            "lower filter.fewest_cells, or analyse more cells"
+        )
+    return (
+        f"{n_kept:,} of {n_obs:,} cells pass the filter, fewer than filter.fewest_cells "
+        f"({fewest_cells}). Loosen the bounds that took the most:\n{as_text(rows)}"
     )
 
 

@@ -11,6 +11,7 @@ Settings: section ``final``. Inputs: ``counts.zarr`` and all step files. Output:
 """
 
 import json
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from scrna.store import CSRWriter, bytes_on_disk, new_store, write_tables
 
 #: Parts of a name in uns that sc.pp.neighbors derives from its key.
 _GRAPHS = ("distances", "connectivities")
+#: What markers group by, unless by a column of obs.
+_CLUSTERING = re.compile(r"(leiden|louvain)(_[0-9.]+)?")
 
 
 @step
@@ -46,7 +49,7 @@ def final(
     counts, filtered, normalized
         ``counts.zarr`` and the step files of ``filter`` and ``normalize``.
     steps
-        All other step files, those of a representation in a folder of its name (pca, harmony).
+        All other step files; those of a representation lie in one folder with it (pca, harmony).
     out
         ``final.zarr``.
     X
@@ -61,8 +64,14 @@ def final(
     store = Counts(counts)
     obs, var = (store.table(slot).loc[mask] for slot, mask in (("obs", cells), ("var", genes)))
     for slot, table in (("obs", obs), ("var", var)):
+        if replaced := [name for name in parts[slot] if name in table]:
+            log.warning("%s of the source is replaced: %s", slot, ", ".join(replaced))
         for name, values in parts[slot].items():
             table[name] = values
+    if X:
+        parts["uns"]["log1p"] = {}
+    parts["uns"]["provenance"]["convert"] = json.dumps(store.summary)
+    parts["uns"]["provenance"]["final"] = json.dumps(provenance())
     with new_store(out) as root:
         _write_matrices(root, store, cells, genes, normalized, X, counts_layer)
         write_tables(root, obs, var)
@@ -94,12 +103,13 @@ def gather(steps: list[Path], cells: np.ndarray, genes: np.ndarray) -> dict[str,
     """
     parts = {slot: {} for slot in ("obs", "var", "obsm", "varm", "obsp", "uns")}
     masks = {"obs": cells, "var": genes}
-    integrated = any(path.parent.name == "harmony" for path in steps)
+    before = next(path.parent for path in steps if path.stem == "pca")
+    integrated = any(path.stem == "harmony" for path in steps)
     records = {}
     for path in steps:
-        rep = path.parent.name if path.parent.name in ("pca", "harmony") else ""
-        suffix = "_pca" if rep == "pca" and integrated else ""
-        records[path.stem + (f"_{rep}" if rep else "")] = json.dumps(slots.provenance_of(path))
+        is_before = path.parent == before and path.stem != "pca" and integrated
+        suffix = "_pca" if is_before else ""
+        records[path.stem + suffix] = json.dumps(slots.provenance_of(path))
         for element, value in slots.read_all(path).items():
             slot, name = element.split("/", 1)
             if name in ("keep", "filter_reason"):
@@ -107,23 +117,20 @@ def gather(steps: list[Path], cells: np.ndarray, genes: np.ndarray) -> dict[str,
             mask = masks.get(slot)
             if mask is not None and len(value) == len(mask) != mask.sum():
                 value = value[mask]
-            if slot == "obsp":
-                name = f"neighbors{suffix}_{name}" if suffix else name
-            elif slot == "uns":
+            if slot == "uns":
                 value = renamed(name, value, suffix)
-                name += suffix
-            else:
-                name = suffixed(name, suffix)
-            parts[slot][name] = value
-    records["final"] = json.dumps(provenance())
+            parts[slot][final_name(slot, name, suffix)] = value
     parts["uns"]["provenance"] = records
-    parts["uns"]["log1p"] = {}
     return parts
 
 
-def suffixed(name: str, suffix: str) -> str:
-    """Add the representation to a name, unless it says it: X_umap → X_umap_pca, X_pca stays."""
-    return name if name in ("X_pca", "X_pca_harmony", "PCs") else name + suffix
+def final_name(slot: str, name: str, suffix: str) -> str:
+    """Name a slot of a representation as scanpy's functions derive it: X_umap → X_umap_pca."""
+    if suffix and slot == "obsp":
+        return f"neighbors{suffix}_{name}"
+    if name == "leiden_sizes":
+        return f"leiden{suffix}_sizes"
+    return name + suffix
 
 
 def renamed(name: str, value: Any, suffix: str) -> Any:
@@ -136,11 +143,9 @@ def renamed(name: str, value: Any, suffix: str) -> Any:
     if name == "paga":
         return value | {"groups": value["groups"] + suffix}
     if name == "rank_genes_groups":
-        params = value["params"]
-        is_ours = params["groupby"].startswith(("leiden", "louvain"))
-        return value | {
-            "params": params | ({"groupby": params["groupby"] + suffix} if is_ours else {})
-        }
+        groupby = value["params"]["groupby"]
+        if _CLUSTERING.fullmatch(groupby):
+            return value | {"params": value["params"] | {"groupby": groupby + suffix}}
     return value
 
 

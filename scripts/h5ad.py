@@ -26,7 +26,7 @@ def h5ad(store: Path, out: Path) -> None:
     from anndata.experimental import read_elem_lazy
     from anndata.io import read_elem, write_elem
 
-    group = zarr.open_group(store, mode="r", use_consolidated=False)
+    group = zarr.open_group(store, mode="r")
     temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     try:
         with h5py.File(temporary, "w") as file:

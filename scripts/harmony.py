@@ -19,6 +19,9 @@ from scrna.errors import UserError
 from scrna.log import log
 from scrna.step import run, step
 
+#: Harmony makes one soft cluster of this many cells.
+FEWEST_CELLS = 30
+
 
 @step
 def harmony(
@@ -63,11 +66,17 @@ def harmony(
     Raises
     ------
     UserError
-        If cells have no batch, or fewer than two batches are left.
+        If cells have no batch, or too few cells or fewer than two batches are left.
     """
     cells, _ = kept(filtered)
     batches = complete_batches(Counts(counts).obs(batch_key).loc[cells], missing_batch)
     large = in_large_batches(batches, min_batch_cells)
+    if large.sum() < FEWEST_CELLS:
+        msg = (
+            f"harmony has {large.sum()} cells to integrate, fewer than {FEWEST_CELLS}. Set the "
+            "dataset's batch_key to null, or loosen the filter"
+        )
+        raise UserError(msg)
     batches = batches.loc[large].apply(lambda column: column.cat.remove_unused_categories())
     for name in batch_key:
         sizes = batches[name].value_counts()

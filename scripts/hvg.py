@@ -89,16 +89,21 @@ def hvg(
         )
     else:
         own = {"seurat": {"n_bins": n_bins}, "seurat_v3": {"span": span}}.get(flavor, {})
+        unable = (
+            f"flavor {flavor} cannot rank these {n_genes:,} genes: they are too few, or too many "
+            "have the same few counts. Raise filter.min_cells, set hvg.batch_key to null or take "
+            "another flavor (pearson_residuals ranks any)"
+        )
+        if flavor == "seurat_v3" and span * n_genes < 1:  # loess without a point ends the process
+            raise UserError(unable)
         try:
             load(backend).pp.highly_variable_genes(
                 adata, flavor=flavor, n_top_genes=n_top, batch_key=batch_key, **own
             )
-        except ValueError as error:
-            msg = (
-                f"flavor {flavor} cannot rank these genes ({error}): too many have the same few "
-                "counts. Raise filter.min_cells, set hvg.batch_key to null or take another flavor"
-            )
-            raise UserError(msg) from error
+        except (ValueError, IndexError) as error:
+            raise UserError(unable) from error
+        if not adata.var["highly_variable"].any():
+            raise UserError(unable)
     if n_top == n_genes:
         adata.var["highly_variable"] = True
     columns = {f"var/{name}": adata.var[name].to_numpy() for name in adata.var}

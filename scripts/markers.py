@@ -3,7 +3,9 @@
 Tests every kept gene on log-normalised values, each group against all other cells. Writes a table
 (``markers.csv``: group, names, scores, logfoldchanges, pvals, pvals_adj, and the fractions of cells
 that have the gene, pct_nz_group and pct_nz_reference) and ``uns/rank_genes_groups`` as scanpy's
-plots read it. Groups under ``min_cells`` are left out, and said; they stay part of the rest.
+plots read it. Groups under ``min_cells`` are left out, and said; they stay part of the rest, as do
+cells without a group. Logistic regression is another matter: it tells the groups from each other,
+so it sees their cells alone, and it has scores but no p-values or fold changes.
 
 Settings: section ``markers``. Inputs: ``counts.zarr``, filter, normalize, and leiden or louvain,
 unless ``groupby`` is a column of obs. Outputs: a step file and the table.
@@ -18,6 +20,9 @@ from scrna.counts import Counts, kept, log_normalized
 from scrna.errors import UserError
 from scrna.log import log
 from scrna.step import run, step
+
+_FIELDS = ["names", "scores", "logfoldchanges", "pvals", "pvals_adj"]
+_FRACTIONS = {"pts": "pct_nz_group", "pts_rest": "pct_nz_reference"}
 
 
 @step
@@ -65,7 +70,7 @@ def markers(
     Raises
     ------
     UserError
-        If no group is large enough.
+        If no group is large enough, or fewer than two for logistic regression.
     """
     import pandas as pd
     from anndata import AnnData
@@ -77,12 +82,13 @@ def markers(
     else:
         labels = store.obs([groupby])[groupby].astype("category")[cells].array
     labels = labels.remove_unused_categories()
-    tested = groups_to_test(labels, groupby, min_cells)
-    if len(labels.categories) == 1:
+    labels = labels.rename_categories([str(group) for group in labels.categories])
+    tested = groups_to_test(labels, groupby, min_cells, method)
+    if (labels == tested[0]).all():
         log.warning(
             "%s has one group: there is no rest to tell it from, the table is empty", groupby
         )
-        _write(out, table, {}, pd.DataFrame(columns=["group", "names", "scores"]))
+        _write(out, table, {}, pd.DataFrame(columns=["group", *_FIELDS, *_FRACTIONS.values()]))
         return
     obs = pd.DataFrame({groupby: labels}, index=pd.RangeIndex(len(labels)).astype(str))
     var = pd.DataFrame(index=store.genes()[genes])
@@ -103,22 +109,22 @@ def markers(
     ranked = adata.uns["rank_genes_groups"]
     found = as_table(ranked)
     _write(out, table, ranked, found)
-    for group in tested[:60]:
+    for group in found["group"].unique()[:60]:
         top = found.loc[found["group"] == group, "names"].head(5)
         log.info("%s %s: %s", groupby, group, ", ".join(top))
 
 
-def groups_to_test(labels, groupby: str, min_cells: int) -> list[str]:
+def groups_to_test(labels, groupby: str, min_cells: int, method: str) -> list[str]:
     """List the groups with cells enough, in the order of their categories.
 
     Raises
     ------
     UserError
-        If there is none.
+        If there is none, or only one for logistic regression.
     """
     sizes = labels.value_counts()
-    large = [str(group) for group in labels.categories if sizes[group] >= min_cells]
-    small = {str(group): int(n) for group, n in sizes.items() if n < min_cells}
+    large = [group for group in labels.categories if sizes[group] >= min_cells]
+    small = {group: int(n) for group, n in sizes.items() if n < min_cells}
     if small:
         said = ", ".join(f"{group} ({n} cells)" for group, n in small.items())
         log.warning("left out, under markers.min_cells (%d): %s", min_cells, said)
@@ -128,6 +134,17 @@ def groups_to_test(labels, groupby: str, min_cells: int) -> list[str]:
             f"{max(sizes, default=0)}. Lower it, or group by something coarser"
         )
         raise UserError(msg)
+    if method == "logreg" and len(large) == 1 < len(sizes):
+        msg = (
+            f"markers.method logreg tells groups from each other, but only one of {groupby!r} has "
+            f"markers.min_cells ({min_cells}) cells. Lower it, or take wilcoxon"
+        )
+        raise UserError(msg)
+    if method == "logreg" and len(large) == 2:
+        log.warning(
+            "logreg has one list for two groups: genes of %s are first, genes of %s last",
+            *reversed(large),
+        )
     return large
 
 
@@ -147,14 +164,12 @@ def as_table(ranked: dict):
     """
     import pandas as pd
 
-    groups = ranked["names"].dtype.names
-    fields = ["names", "scores", "logfoldchanges", "pvals", "pvals_adj"]
     parts = []
-    for group in groups:
+    for group in ranked["names"].dtype.names:
         part = pd.DataFrame(
-            {"group": group} | {field: ranked[field][group] for field in fields if field in ranked}
+            {"group": group} | {field: ranked[field][group] for field in _FIELDS if field in ranked}
         )
-        for slot, column in (("pts", "pct_nz_group"), ("pts_rest", "pct_nz_reference")):
+        for slot, column in _FRACTIONS.items():
             if slot in ranked:
                 part[column] = ranked[slot][group].reindex(part["names"]).to_numpy()
         parts.append(part)

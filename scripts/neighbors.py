@@ -49,8 +49,11 @@ def neighbors(
 
     key, array = representation(representation_of, n_pcs)
     if n_neighbors >= len(array):
-        log.warning("n_neighbors is %d, but there are %d cells", n_neighbors, len(array))
-        n_neighbors = len(array) - 1
+        most = len(array) - 1
+        log.warning(
+            "n_neighbors is %d, but there are %d cells: %d are taken", n_neighbors, len(array), most
+        )
+        n_neighbors = most
     adata = AnnData(obsm={key: array})
     load(backend).pp.neighbors(
         adata, n_neighbors=n_neighbors, use_rep=key, metric=metric, random_state=seed

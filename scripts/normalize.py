@@ -13,6 +13,7 @@ import numpy as np
 
 from scrna import slots
 from scrna.counts import Counts, kept
+from scrna.errors import UserError
 from scrna.log import log
 from scrna.step import run, step
 
@@ -29,9 +30,20 @@ def normalize(counts: Path, filtered: Path, out: Path, *, target_sum: float | st
         The step file: obs size_factor (kept cells), float64; uns target_sum.
     target_sum
         The total that cells are brought to, or ``median``: that of the totals above 0.
+
+    Raises
+    ------
+    UserError
+        If there is no count at all.
     """
     cells, genes = kept(filtered)
     totals = cell_totals(Counts(counts), cells, genes)
+    if not totals.any():
+        msg = (
+            "no kept cell has a count in the genes that stay: set filter.min_genes and "
+            "filter.min_cells to 1 at least, and look at what qc says of the counts"
+        )
+        raise UserError(msg)
     target = float(np.median(totals[totals > 0]) if target_sum == "median" else target_sum)
     if empty := int((totals == 0).sum()):
         log.warning("%d cells have no count in the genes that stay; their values are 0", empty)
@@ -50,9 +62,14 @@ def cell_totals(store: Counts, cells: np.ndarray, genes: np.ndarray) -> np.ndarr
     """Sum the counts of the genes taken, for each cell taken; float64, exact."""
     totals = []
     for block in store.blocks(rows=cells):
-        running = np.zeros(len(block.data) + 1, dtype=np.int64)
-        np.cumsum(np.where(genes[block.indices], block.data, 0), out=running[1:])
-        sums = running[block.indptr[1:]] - running[block.indptr[:-1]]
+        sums = np.zeros(block.stop - block.start, dtype=np.int64)
+        filled = np.flatnonzero(np.diff(block.indptr))
+        sums[filled] = np.add.reduceat(block.data, block.indptr[filled], dtype=np.int64)
+        if not genes.all():
+            # few counts lie in the genes that go: taking them off costs less than picking the rest
+            others = np.flatnonzero(~genes[block.indices])
+            rows = np.searchsorted(block.indptr, others, side="right") - 1
+            np.subtract.at(sums, rows, block.data[others])
         totals.append(sums[cells[block.start : block.stop]])
     return np.concatenate(totals).astype(np.float64)
 

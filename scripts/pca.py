@@ -65,7 +65,8 @@ def pca(
     Raises
     ------
     UserError
-        If a column of regress_out is not numeric or has missing values.
+        If a column of regress_out is not there, not numeric or has missing values, or a single
+        gene is left to compute components of.
     """
     import pandas as pd
     from anndata import AnnData
@@ -84,26 +85,22 @@ def pca(
         if zero_center and hasattr(adata.X, "toarray"):
             adata.X = adata.X.toarray()
         tools.pp.scale(adata, max_value=max_value, zero_center=zero_center)
-    most = min(adata.shape) - 1
-    if n_comps > most:
-        log.warning(
-            "n_comps is %d, but %d cells × %d genes have %d components: these are computed",
-            n_comps,
-            *adata.shape,
-            most,
-        )
+    n_comps = possible_components(n_comps, *adata.shape)
     tools.pp.pca(
         adata,
-        n_comps=min(n_comps, most),
+        n_comps=n_comps,
         zero_center=zero_center,
         svd_solver=None if solver == "auto" else solver,
         mask_var=None,
         random_state=seed,
     )
-    loadings = np.zeros((n_genes, min(n_comps, most)), dtype=np.float32)
+    loadings = np.zeros((n_genes, n_comps), dtype=np.float32)
     loadings[used] = to_host(adata.varm["PCs"])
     variance = {name: np.asarray(adata.uns["pca"][name]) for name in ("variance", "variance_ratio")}
-    params = {"zero_center": zero_center, "mask_var": "highly_variable", "svd_solver": solver}
+    # as scanpy names them: sc.tl.ingest looks for the first two
+    params = {"zero_center": zero_center, "use_highly_variable": use_highly_variable}
+    params |= {"mask_var": "highly_variable"} if use_highly_variable else {}
+    params["svd_solver"] = solver
     slots.write(
         out,
         {
@@ -120,20 +117,54 @@ def pca(
     )
 
 
+def possible_components(n_comps: int, n_cells: int, n_genes: int) -> int:
+    """Cap the number of components below that of cells and genes, and say so.
+
+    Raises
+    ------
+    UserError
+        If there are none.
+    """
+    most = min(n_cells, n_genes) - 1
+    if most < 1:
+        msg = (
+            f"{n_cells:,} cells × {n_genes:,} genes have no principal components: "
+            "raise hvg.n_top_genes or loosen the filter"
+        )
+        raise UserError(msg)
+    if n_comps > most:
+        log.warning(
+            "n_comps is %d, but %d cells × %d genes have %d components: these are computed",
+            n_comps,
+            n_cells,
+            n_genes,
+            most,
+        )
+    return min(n_comps, most)
+
+
 def _covariate(counts: Path, qc: Path, filtered: Path, name: str) -> np.ndarray:
     """Read a numeric obs column of the kept cells, from qc or from the counts."""
     cells, _ = kept(filtered)
-    if f"obs/{name}" in slots.names(qc):
+    columns = [slot.removeprefix("obs/") for slot in slots.names(qc) if slot.startswith("obs/")]
+    if name in columns:
         values = slots.read(qc, f"obs/{name}")[cells]
     else:
-        values = Counts(counts).obs([name])[name].to_numpy()[cells]
+        table = Counts(counts).table("obs")
+        if name not in table:
+            msg = (
+                f"pca.regress_out names {name!r}, which is no obs column; there are "
+                f"{', '.join([*columns, *table])}"
+            )
+            raise UserError(msg)
+        values = table[name].to_numpy()[cells]
     if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
         msg = (
             f"pca.regress_out names {name!r}, which is not a column of finite numbers in every "
             f"kept cell (found {values.dtype}, e.g. {values[:3].tolist()})"
         )
         raise UserError(msg)
-    return values
+    return values.astype(np.float64)
 
 
 if __name__ == "__main__":

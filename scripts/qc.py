@@ -127,7 +127,11 @@ def find_genes(
     if isinstance(wanted, list):
         flags = np.isin(symbols, wanted)
         if missing := sorted(set(wanted) - set(symbols[flags])):
-            msg = f"{key} lists genes that are not among the symbols: {', '.join(missing[:10])}"
+            there = ", ".join(symbols[:3])
+            msg = (
+                f"{key} lists genes that are not among the symbols ({there}, …): "
+                f"{', '.join(missing[:10])}"
+            )
             raise UserError(msg)
         return flags
     try:
@@ -165,7 +169,9 @@ def cell_sums(block: Block, families: dict, percent_top: list[int], xp) -> dict[
     if percent_top and len(counts):
         # one sort for all rows: the row in the key's high digits, the count, falling, in the low
         base = counts.max() + 1
-        highest_first = base - 1 - xp.sort(block.rows * base + (base - 1 - counts)) % base
+        highest_first = (
+            base - 1 - xp.sort(block.rows * base + (base - 1 - counts), kind="stable") % base
+        )
     for n in percent_top:
         places = block.indptr[:-1, None] + xp.arange(n)
         inside = places < block.indptr[1:, None]

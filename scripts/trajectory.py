@@ -2,9 +2,14 @@
 
 ``obsm/X_diffmap`` with ``uns/diffmap_evals`` (Haghverdi et al. 2015), ``uns/paga`` (Wolf et al.
 2019) and, with a root, ``obs/dpt_pseudotime`` (Haghverdi et al. 2016) and ``uns/iroot``. The root
-is a cell by name; a Leiden cluster or a label, which start at their tip, the cell farthest from all
-others in the diffusion map; or the cell highest in a marker gene. PAGA and DPT are scanpy's on
-either backend: rapids-singlecell has neither, and they take seconds.
+is a cell by name; a Leiden cluster or a label, which start at their `tip`, the cell whose diffusion
+distance from all cells' centre is largest; or the cell highest in a marker gene.
+
+Pseudotime spans the connected piece of the neighbor graph that the root is in (most of the root's
+cluster or label, if it is in several) and is computed on that piece alone: the first components of
+a graph in pieces do no more than tell these apart. Cells of other pieces have NaN.
+
+PAGA and DPT are scanpy's on either backend: rapids-singlecell has neither, and they take seconds.
 
 Settings: section ``trajectory`` and the dataset's ``label_key``. Inputs: ``counts.zarr``, filter,
 normalize, neighbors, leiden. Output: a step file.
@@ -21,6 +26,11 @@ from scrna.errors import UserError
 from scrna.graphs import open_graph
 from scrna.log import log
 from scrna.step import run, step
+
+#: An eigenvalue from here on is one to DPT: float32 does not tell them apart.
+STATIONARY = 0.9994
+#: Cells that a diffusion map of three components takes.
+FEWEST_CELLS = 5
 
 
 @step
@@ -49,7 +59,7 @@ def trajectory(
         The step file: obsm X_diffmap (kept cells × n_comps), uns diffmap_evals, paga,
         leiden_sizes; with a root obs dpt_pseudotime, uns iroot.
     n_comps
-        Components of the diffusion map; the first is constant over a connected graph.
+        Components of the diffusion map; the first only tells how densely the cells lie.
     n_dcs
         Components that the pseudotime uses.
     root
@@ -65,7 +75,6 @@ def trajectory(
     UserError
         If the root is not among the cells, clusters, labels or genes.
     """
-    import scanpy
     from scipy.sparse.csgraph import connected_components
 
     adata = open_graph(neighbors)
@@ -73,23 +82,26 @@ def trajectory(
     pieces, piece_of = connected_components(adata.obsp["connectivities"], directed=False)
     if pieces > 1:
         log.warning(
-            "the neighbor graph has %d separate pieces; pseudotime spans the root's alone", pieces
+            "the neighbor graph has %d separate pieces, the largest of %d cells; pseudotime spans "
+            "the root's alone. More neighbors.n_neighbors may join them",
+            pieces,
+            np.bincount(piece_of).max(),
         )
-    n_comps = min(n_comps, adata.n_obs - 2)
-    load(backend).tl.diffmap(adata, n_comps=n_comps, random_state=seed)
-    diffmap = np.asarray(to_host(adata.obsm["X_diffmap"]), dtype=np.float32)
-    adata.obsm["X_diffmap"] = diffmap
-    adata.uns["diffmap_evals"] = np.asarray(to_host(adata.uns["diffmap_evals"]))
-    scanpy.tl.paga(adata, groups="leiden")
+    diffusion_map(adata, n_comps, backend, seed)
     found = {
-        "obsm/X_diffmap": diffmap,
+        "obsm/X_diffmap": adata.obsm["X_diffmap"],
         "uns/diffmap_evals": adata.uns["diffmap_evals"],
-        "uns/paga": dict(adata.uns["paga"]),
-        "uns/leiden_sizes": np.asarray(adata.uns["leiden_sizes"]),
+        "uns/paga": links(adata),
+        "uns/leiden_sizes": adata.obs["leiden"].value_counts(sort=False).to_numpy(),
     }
+    log.info(
+        "diffusion map of %d components, PAGA over %d clusters",
+        adata.obsm["X_diffmap"].shape[1],
+        adata.obs["leiden"].nunique(),
+    )
     if root is not None:
         (kind, wanted), *_ = root.items()
-        iroot = {"cell": _cell, "cluster": _cluster, "label": _label, "gene": _gene}[kind](
+        candidates = {"cell": _cell, "cluster": _cluster, "label": _label, "gene": _gene}[kind](
             str(wanted),
             adata=adata,
             store=Counts(counts),
@@ -97,52 +109,114 @@ def trajectory(
             normalized=normalized,
             label_key=label_key,
         )
-        found |= pseudotime(adata, iroot, min(n_dcs, n_comps), piece_of)
-        log.info("pseudotime from cell %d of the kept ones (%s %s)", iroot, kind, wanted)
+        piece = piece_of == np.bincount(piece_of[candidates]).argmax()
+        if pieces > 1:
+            adata = adata[piece].copy()
+            diffusion_map(adata, n_comps, backend, seed)
+        values, start = pseudotime(adata, candidates[piece], n_dcs)
+        found["obs/dpt_pseudotime"] = np.full(len(piece), np.nan, dtype=np.float32)
+        found["obs/dpt_pseudotime"][piece] = values
+        found["uns/iroot"] = np.array(np.flatnonzero(piece)[start])
+        log.info(
+            "pseudotime of %d cells from cell %d of the kept ones (%s %s)",
+            piece.sum(),
+            found["uns/iroot"],
+            kind,
+            wanted,
+        )
     slots.write(out, found)
-    log.info(
-        "diffusion map of %d components, PAGA over %d clusters",
-        diffmap.shape[1],
-        adata.obs["leiden"].nunique(),
-    )
 
 
-def pseudotime(adata, iroot: int, n_dcs: int, piece_of: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute the diffusion pseudotime from a root cell.
+def diffusion_map(adata, n_comps: int, backend: str, seed: int) -> None:
+    """Compute the diffusion map of a graph, in the CPU's memory.
+
+    Parameters
+    ----------
+    adata
+        The graph; gets obsm X_diffmap (cells × n_comps, float32) and uns diffmap_evals.
+    n_comps
+        Components, at most two less than there are cells.
+    backend, seed
+        Where, and from which seed.
+
+    Raises
+    ------
+    UserError
+        If there are too few cells.
+    """
+    if adata.n_obs < FEWEST_CELLS:
+        msg = (
+            f"the piece of the neighbor graph that the root is in has {adata.n_obs} cells, too few "
+            "for a trajectory. Raise neighbors.n_neighbors, or set another trajectory.root"
+        )
+        raise UserError(msg)
+    load(backend).tl.diffmap(adata, n_comps=min(n_comps, adata.n_obs - 2), random_state=seed)
+    adata.obsm["X_diffmap"] = np.asarray(to_host(adata.obsm["X_diffmap"]), dtype=np.float32)
+    adata.uns["diffmap_evals"] = np.asarray(to_host(adata.uns["diffmap_evals"]))
+
+
+def links(adata) -> dict:
+    """Compute how strongly the Leiden clusters are linked, PAGA.
+
+    Parameters
+    ----------
+    adata
+        The graph, with the clusters in obs.
+
+    Returns
+    -------
+    ``uns["paga"]``: connectivities and connectivities_tree (clusters × clusters), groups.
+    """
+    import scanpy
+    from scipy.sparse import csr_matrix
+
+    clusters = adata.obs["leiden"].cat
+    edges = adata.obsp["distances"].tocoo()
+    if (clusters.codes.to_numpy()[edges.row] == clusters.codes.to_numpy()[edges.col]).all():
+        # scanpy 1.12 fails where no edge leads from a cluster to another
+        none = csr_matrix((len(clusters.categories),) * 2)
+        return {"connectivities": none, "connectivities_tree": none, "groups": "leiden"}
+    scanpy.tl.paga(adata, groups="leiden")
+    return dict(adata.uns["paga"])
+
+
+def pseudotime(adata, candidates: np.ndarray, n_dcs: int) -> tuple[np.ndarray, int]:
+    """Compute the diffusion pseudotime over a connected graph.
 
     Parameters
     ----------
     adata
         The graph, with its diffusion map.
-    iroot
-        The root's place among the cells.
+    candidates
+        bool (cells): the cells that the root is one of.
     n_dcs
         Components used.
-    piece_of
-        The connected piece of the graph that each cell is in.
 
     Returns
     -------
-    ``obs/dpt_pseudotime``: float32 in [0, 1], NaN in pieces without the root; ``uns/iroot``.
+    The pseudotime, float32 in [0, 1] (cells), and the root's place.
     """
     import scanpy
 
-    adata.uns["iroot"] = iroot
+    n_dcs = min(n_dcs, adata.obsm["X_diffmap"].shape[1])
+    start = tip(adata.obsm["X_diffmap"][:, :n_dcs], adata.uns["diffmap_evals"][:n_dcs], candidates)
+    adata.uns["iroot"] = start
     scanpy.tl.dpt(adata, n_dcs=n_dcs)
-    values = adata.obs["dpt_pseudotime"].to_numpy(dtype=np.float32, copy=True)
-    reached = piece_of == piece_of[iroot]
-    values[~reached] = np.nan
-    values[reached] /= values[reached].max() or 1
-    return {"obs/dpt_pseudotime": values, "uns/iroot": np.array(iroot)}
+    return adata.obs["dpt_pseudotime"].to_numpy(dtype=np.float32), start
 
 
-def tip(diffmap: np.ndarray, members: np.ndarray) -> int:
-    """Find the member of a group that is farthest from all cells' centre in the diffusion map.
+def tip(diffmap: np.ndarray, evals: np.ndarray, members: np.ndarray) -> int:
+    """Find the member of a group that is farthest from all cells' centre in diffusion distance.
+
+    Components weigh λ / (1 − λ), as in the pseudotime; the stationary ones, which tell pieces of
+    the graph and density apart, are left out.
 
     Parameters
     ----------
     diffmap
         Cells × components.
+    evals
+        The components' eigenvalues λ.
     members
         bool (cells).
 
@@ -150,42 +224,44 @@ def tip(diffmap: np.ndarray, members: np.ndarray) -> int:
     -------
     The cell's place.
     """
-    away = np.linalg.norm(diffmap - diffmap.mean(axis=0), axis=1)
+    moving = evals < STATIONARY
+    scaled = diffmap[:, moving] * (evals[moving] / (1 - evals[moving]))
+    away = np.linalg.norm(scaled - scaled.mean(axis=0), axis=1)
     return int(np.flatnonzero(members)[np.argmax(away[members])])
 
 
-def _cell(name: str, *, store: Counts, filtered: Path, **_) -> int:
+def _cell(name: str, *, store: Counts, filtered: Path, **_) -> np.ndarray:
     cells, _genes = kept(filtered)
     names = store.cell_names()
-    places = np.flatnonzero(names[cells] == name)
-    if len(places) == 0:
+    members = names[cells] == name
+    if not members.any():
         why = "did not pass the filter" if name in names else "is not among the cells"
         msg = f"trajectory.root.cell {name!r} {why} (cells are named like {names[0]!r})"
         raise UserError(msg)
-    return int(places[0])
+    return members
 
 
-def _cluster(name: str, *, adata, **_) -> int:
+def _cluster(name: str, *, adata, **_) -> np.ndarray:
     members = (adata.obs["leiden"] == name).to_numpy()
     if not members.any():
         known = ", ".join(adata.obs["leiden"].cat.categories)
         msg = f"trajectory.root.cluster {name!r} is no Leiden cluster; there are {known}"
         raise UserError(msg)
-    return tip(adata.obsm["X_diffmap"], members)
+    return members
 
 
-def _label(name: str, *, adata, store: Counts, filtered: Path, label_key: str, **_) -> int:
+def _label(name: str, *, adata, store: Counts, filtered: Path, label_key: str, **_) -> np.ndarray:
     cells, _genes = kept(filtered)
-    labels = store.obs([label_key])[label_key].astype(str).to_numpy()[cells]
-    members = labels == name
+    labels = store.obs([label_key])[label_key][cells].astype(str)
+    members = (labels == name).to_numpy()
     if not members.any():
-        known = ", ".join(sorted(set(labels))[:20])
+        known = ", ".join(sorted(labels.dropna().unique())[:20])
         msg = f"trajectory.root.label {name!r} is not in obs {label_key!r}; there are {known}"
         raise UserError(msg)
-    return tip(adata.obsm["X_diffmap"], members)
+    return members
 
 
-def _gene(symbol: str, *, store: Counts, filtered: Path, normalized: Path, **_) -> int:
+def _gene(symbol: str, *, store: Counts, filtered: Path, normalized: Path, **_) -> np.ndarray:
     cells, _genes = kept(filtered)
     wanted = store.genes() == symbol
     if not wanted.any():
@@ -196,7 +272,7 @@ def _gene(symbol: str, *, store: Counts, filtered: Path, normalized: Path, **_) 
     if values.nnz == 0:
         msg = f"trajectory.root.gene {symbol!r} is in none of the kept cells"
         raise UserError(msg)
-    return int(values.toarray().argmax())
+    return np.arange(values.shape[0]) == values.toarray().argmax()
 
 
 if __name__ == "__main__":

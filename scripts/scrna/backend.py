@@ -177,7 +177,7 @@ def harmony(
         msg = f"harmonypy has no flavor {flavor!r}"
         raise NotImplementedError(msg)
     result = harmonypy.run_harmony(
-        representation.astype(np.float64),
+        representation.T.astype(np.float64),  # components × cells, were there as many of both
         batches,
         list(batches.columns),
         theta=theta,
@@ -187,8 +187,7 @@ def harmony(
         ncores=threads,
         verbose=False,
     )
-    corrected = np.asarray(result.Z_corr, dtype=np.float32)
-    return corrected if corrected.shape == representation.shape else corrected.T
+    return np.asarray(result.Z_corr, dtype=np.float32)
 
 
 def tsne(
@@ -203,8 +202,9 @@ def tsne(
 ) -> np.ndarray:
     """Embed cells with t-SNE (van der Maaten & Hinton 2008).
 
-    cuML's Barnes-Hut t-SNE on the GPU, called itself since rapids-singlecell's wrapper leaves
-    the number of neighbors at 90 whatever the perplexity; scikit-learn's on the CPU, which is what
+    cuML's Barnes-Hut t-SNE on the GPU, called itself: rapids-singlecell's wrapper leaves cuML's
+    adaptive mode on, which puts its own learning rate, early exaggeration and number of neighbors
+    (30 from 60,000 cells up) in place of those asked for. scikit-learn's on the CPU, which is what
     scanpy calls.
 
     Parameters
@@ -232,7 +232,9 @@ def tsne(
             n_neighbors=max(int(np.ceil(3 * perplexity)), 1),
             early_exaggeration=early_exaggeration,
             learning_rate=learning_rate,
+            learning_rate_method="none",
             method="barnes_hut",
+            init="pca",
             random_state=seed,
             output_type="numpy",
         )
@@ -243,6 +245,7 @@ def tsne(
         perplexity=perplexity,
         early_exaggeration=early_exaggeration,
         learning_rate=learning_rate,
+        init="pca",
         random_state=seed,
         n_jobs=threads,
     )

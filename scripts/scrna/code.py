@@ -27,8 +27,9 @@ def code_digest(script: Path) -> str:
     The first 16 digits of the SHA-256 of what the files say as code: layout, comments and
     docstrings do not count. Modules in `CARRIERS` do not either.
     """
-    sha = hashlib.sha256()
-    for path in sorted(_reached(Path(script))):
+    script = Path(script)
+    sha = hashlib.sha256(_meaning(script).encode())
+    for path in sorted(_reached(script) - {script}):
         sha.update(_meaning(path).encode())
     return sha.hexdigest()[:16]
 
@@ -48,6 +49,7 @@ def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
+@cache
 def _imported(path: Path) -> list[Path]:
     """List the modules of the package that a file imports, anywhere in it."""
     names = set()
@@ -57,15 +59,16 @@ def _imported(path: Path) -> list[Path]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     parts = [name.split(".")[1:] for name in names if name.startswith("scrna.")]
-    files = [
+    files = {
         candidate
         for part in parts
         if part[0] not in CARRIERS
+        for depth in range(1, len(part) + 1)  # a package is run before its modules
         for candidate in (
-            PACKAGE.joinpath(*part).with_suffix(".py"),
-            PACKAGE.joinpath(*part, "__init__.py"),
+            PACKAGE.joinpath(*part[:depth]).with_suffix(".py"),
+            PACKAGE.joinpath(*part[:depth], "__init__.py"),
         )
-    ]
+    }
     return [file for file in files if file.exists()]
 
 

@@ -5,47 +5,40 @@ defaults and descriptions. ``python scripts/scrna/config.py`` writes the setting
 ``config/config.yaml`` from it anew.
 """
 
-import difflib
 import json
 import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
-
-import jsonschema
-import yaml
 
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[1]))
 
 from scrna.errors import UserError
+from scrna.schema import SCHEMA, as_yaml, errors_in, nearest, resolve, schema, with_defaults
 
-SCHEMA = Path(__file__).parents[2] / "config/schemas/config.schema.yaml"
 #: The steps that a dataset may override, as the schema names their sections.
 SECTIONS = "qc filter normalize hvg pca harmony neighbors umap tsne leiden louvain".split()
 SECTIONS += "markers trajectory final".split()
 MARK = "# ---- every setting of every step, with its default (written from the schema) ----"
 #: The PCA solvers of each backend, by what they are given: see scanpy.pp.pca and rsc.pp.pca.
 SOLVERS = {
-    ("cpu", "sparse"): ["auto", "arpack", "covariance_eigh"],
-    ("cpu", "dense"): ["auto", "arpack", "covariance_eigh", "randomized", "full"],
-    ("gpu", "sparse"): ["auto", "covariance_eigh", "lanczos", "randomized"],
-    ("gpu", "dense"): ["auto", "full"],
+    ("cpu", "a sparse matrix"): ["auto", "arpack", "covariance_eigh"],
+    ("cpu", "a dense matrix"): ["auto", "arpack", "covariance_eigh", "randomized", "full"],
+    ("cpu", "zero_center false"): ["auto", "arpack", "randomized"],
+    ("gpu", "a sparse matrix"): ["auto", "covariance_eigh", "lanczos", "randomized"],
+    ("gpu", "a dense matrix"): ["auto", "full"],
 }
 #: The files of a 10x folder, as they begin.
 MTX_FILES = ["matrix.mtx", "barcodes.tsv", "features.tsv", "genes.tsv"]
-#: Columns that qc adds to obs, which regress_out and markers may name.
-QC_COLUMNS = re.compile(r"(log1p_)?(total_counts|n_genes_by_counts)(_\w+)?|pct_counts_\w+")
-
-
-@cache
-def schema() -> dict[str, Any]:
-    """Read the schema of the config."""
-    return yaml.safe_load(SCHEMA.read_text())
+#: Columns that qc adds to obs, which regress_out may name.
+QC_COLUMNS = re.compile(
+    r"(log1p_)?(total_counts(_mt|_ribo|_hb)?|n_genes_by_counts)"
+    r"|pct_counts_(mt|ribo|hb|in_top_\d+_genes)"
+)
 
 
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,17 +59,19 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     UserError
         For every wrong key or value at once: its name, what was found, what was expected.
     """
-    problems = [_explain(error) for error in _errors(config)]
+    if problems := errors_in(config):
+        raise UserError(_listed(problems))
+    full = with_defaults(config, schema())
+    full["run"] = [full["run"]] if isinstance(full["run"], str) else list(full["run"])
+    known = list(full["datasets"])
+    problems = [
+        f"run names {name!r}, which datasets does not define; {nearest(name, known)}"
+        for name in full["run"]
+        if name not in known
+    ]
     if problems:
         raise UserError(_listed(problems))
-    full = _with_defaults(config, schema())
-    full["run"] = [full["run"]] if isinstance(full["run"], str) else list(full["run"])
-    for name in full["run"]:
-        if name not in full["datasets"]:
-            known = list(full["datasets"])
-            msg = f"run names {name!r}, which datasets does not define; {_nearest(name, known)}"
-            raise UserError(msg)
-        full["datasets"][name] = _dataset(full, name)
+    full["datasets"] = full["datasets"] | {name: _dataset(full, name) for name in full["run"]}
     return full
 
 
@@ -164,8 +159,8 @@ def sources(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, Source]:
     Raises
     ------
     UserError
-        If a path's variable is not set, a folder is no 10x folder, or a URL's file has no suffix
-        that tells what it is.
+        If a path's variable is not set, nothing is there, a folder is no 10x folder, or a URL's
+        file has no suffix that tells what it is.
     """
     return {name: _source(name, dataset) for name, dataset in datasets.items()}
 
@@ -197,16 +192,28 @@ def _source(name: str, dataset: Mapping[str, Any]) -> Source:
             )
             raise UserError(msg)
         return Source(None, files)
+    if not Path(path).exists():
+        msg = f"{key} is {given!r}, but there is no such file or folder"
+        if not os.path.isabs(path):
+            msg += f" in {os.getcwd()}"
+        raise UserError(msg)
     return Source(None, [path])
 
 
-def check_columns(datasets: Mapping[str, Mapping[str, Any]], results: str) -> None:
+def check_columns(
+    datasets: Mapping[str, Mapping[str, Any]], found: Mapping[str, Source], results: str
+) -> None:
     """Refuse columns that converted counts do not have, before anything runs.
+
+    Counts that were converted from other files, or before their files changed, tell nothing: they
+    will be converted again.
 
     Parameters
     ----------
     datasets
         Datasets of a `complete` config.
+    found
+        Their `sources`.
     results
         The folder with a folder for each dataset.
 
@@ -219,66 +226,28 @@ def check_columns(datasets: Mapping[str, Mapping[str, Any]], results: str) -> No
         summary = Path(results, name, "counts.json")
         if not summary.exists():
             continue
-        columns = list(json.loads(summary.read_text())["obs_columns"])
+        facts = json.loads(summary.read_text())
+        if not _is_current(facts, summary, found[name].files):
+            continue
+        columns = list(facts["obs_columns"])
         for column, key in required_obs(dataset, name).items():
             if column not in columns:
-                msg = f"{key} names {column!r}, which obs of {name} does not have; " + _nearest(
-                    column, columns
+                msg = (
+                    f"{key} names {column!r}, which obs of {name} does not have (if its source is "
+                    f"another by now, remove {summary}); {nearest(column, columns)}"
                 )
                 raise UserError(msg)
 
 
+def _is_current(facts: Mapping[str, Any], summary: Path, files: list[str]) -> bool:
+    """Tell whether counts were converted from these files as they are now."""
+    if {Path(entry["path"]) for entry in facts["source"]} != set(map(Path, files)):
+        return False
+    there = [Path(file) for file in files if Path(file).exists()]
+    return all(file.stat().st_mtime <= summary.stat().st_mtime for file in there)
+
+
 # ---------------------------------------------------------------------------------------- checks
-
-
-def _errors(config: Mapping[str, Any]) -> Iterator[jsonschema.ValidationError]:
-    validator = jsonschema.Draft202012Validator(schema())
-    return iter(sorted(validator.iter_errors(config), key=lambda error: list(map(str, error.path))))
-
-
-def _explain(error: jsonschema.ValidationError) -> str:
-    """Say what is wrong with a config key in a sentence."""
-    where = ".".join(map(str, error.absolute_path))
-    if error.validator == "additionalProperties":
-        known = list(error.schema["properties"])
-        unknown = sorted(set(error.instance) - set(known))
-        full = [f"{where}.{key}" if where else key for key in unknown]
-        return "; ".join(
-            f"{path} is not a key; {_nearest(key, known)}"
-            for path, key in zip(full, unknown, strict=True)
-        )
-    if error.validator == "required":
-        return f"{where or 'the config'}: {error.message}"
-    expected = _expected(error.schema)
-    hint = ""
-    if isinstance(error.instance, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e\d+", error.instance):
-        hint = f" (YAML reads this as text; write {float(error.instance):.10g})"
-    about = error.schema.get("description", "")
-    return f"{where} is {error.instance!r}{hint}; expected {expected}. {about}".strip()
-
-
-def _expected(rule: Mapping[str, Any]) -> str:
-    if "enum" in rule:
-        return "one of " + ", ".join(map(str, rule["enum"]))
-    if "anyOf" in rule:
-        return " or ".join(_expected(option) for option in rule["anyOf"])
-    if "const" in rule:
-        return repr(rule["const"])
-    kinds = rule.get("type", "another value")
-    text = " or ".join([kinds] if isinstance(kinds, str) else kinds)
-    bounds = {
-        "minimum": "at least",
-        "exclusiveMinimum": "above",
-        "maximum": "at most",
-        "pattern": "like",
-    }
-    said = [f"{word} {rule[key]}" for key, word in bounds.items() if key in rule]
-    return ", ".join([text, *said])
-
-
-def _nearest(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
 
 
 def _listed(problems: list[str]) -> str:
@@ -300,6 +269,7 @@ def _problems(dataset: Mapping[str, Any], backend: str) -> Iterator[str]:
         yield "markers.method wilcoxon_binned is the GPU's; on the CPU take wilcoxon"
     if batch_keys(dataset):
         yield from _harmony_problems(dataset["harmony"], len(batch_keys(dataset)), backend)
+    yield from _pattern_problems(dataset["qc"])
     yield from _solver_problems(dataset["pca"], backend)
     yield from _clustering_problems(dataset)
 
@@ -317,14 +287,27 @@ def _harmony_problems(harmony: Mapping[str, Any], n_keys: int, backend: str) -> 
 
 
 def _solver_problems(pca: Mapping[str, Any], backend: str) -> Iterator[str]:
-    dense = bool(pca["scale"] or pca["regress_out"])
-    solvers = SOLVERS[backend, "dense" if dense else "sparse"]
+    # without centring scale leaves the matrix sparse
+    is_dense = bool(pca["regress_out"] or (pca["scale"] and pca["zero_center"]))
+    kind = "a dense matrix" if is_dense else "a sparse matrix"
+    if backend == "cpu" and not pca["zero_center"]:
+        kind = "zero_center false"
+    solvers = SOLVERS[backend, kind]
     if pca["solver"] not in solvers:
-        kind = "the dense matrix of scale or regress_out" if dense else "a sparse matrix"
+        why = " (scale or regress_out)" if kind == "a dense matrix" else ""
         yield (
-            f"pca.solver {pca['solver']} does not do {kind} on the {backend.upper()}; "
+            f"pca.solver {pca['solver']} does not do {kind}{why} on the {backend.upper()}; "
             f"there are {', '.join(solvers)}"
         )
+
+
+def _pattern_problems(qc: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("mt", "ribo", "hb"):
+        if isinstance(qc[name], str):
+            try:
+                re.compile(qc[name])
+            except re.error as error:
+                yield f"qc.{name} is {qc[name]!r}, which is no regular expression: {error}"
 
 
 def _clustering_problems(dataset: Mapping[str, Any]) -> Iterator[str]:
@@ -341,37 +324,12 @@ def _clustering_problems(dataset: Mapping[str, Any]) -> Iterator[str]:
         yield f"markers.groupby is {groupby}, but {method}.resolution gives {have}"
 
 
-# -------------------------------------------------------------------------------------- defaults
-
-
-def _resolve(rule: Mapping[str, Any]) -> dict[str, Any]:
-    if "$ref" in rule:
-        target = schema()["$defs"][rule["$ref"].rsplit("/", 1)[1]]
-        return {**_resolve(target), **{k: v for k, v in rule.items() if k != "$ref"}}
-    return dict(rule)
-
-
-def _with_defaults(given: Any, rule: Mapping[str, Any]) -> Any:
-    """Lay a value over the defaults of its rule, as deep as the rule names keys."""
-    rule = _resolve(rule)
-    if rule.get("type") != "object" or "properties" not in rule:
-        return given
-    full = dict(given or {})
-    for key, child in rule["properties"].items():
-        child = _resolve(child)
-        if key in full or child.get("type") == "object":
-            full[key] = _with_defaults(full.get(key, child.get("default", {})), child)
-        elif "default" in child:
-            full[key] = child["default"]
-    return full
-
-
 def _dataset(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Give a dataset its sections: the config's, overridden by its own."""
     given = config["datasets"][name]
-    rule = _resolve(schema()["$defs"]["dataset"])
+    rule = resolve(schema()["$defs"]["dataset"])
     own = {key: rule["properties"][key] for key in rule["properties"] if key not in SECTIONS}
-    full = _with_defaults(
+    full = with_defaults(
         {key: value for key, value in given.items() if key not in SECTIONS},
         {"type": "object", "properties": own},
     )
@@ -389,21 +347,17 @@ def render_settings() -> str:
     for key, rule in schema()["properties"].items():
         if key in ("datasets", "run"):
             continue
-        rule = _resolve(rule)
+        rule = resolve(rule)
         lines.append(f"# {rule['description']}")
         if rule.get("type") == "object":
             lines.append(f"{key}:")
             for name, child in rule["properties"].items():
-                child = _resolve(child)
-                lines += [f"  # {child['description']}", f"  {name}: {_yaml(child['default'])}"]
+                child = resolve(child)
+                lines += [f"  # {child['description']}", f"  {name}: {as_yaml(child['default'])}"]
         else:
-            lines.append(f"{key}: {_yaml(rule['default'])}")
+            lines.append(f"{key}: {as_yaml(rule['default'])}")
         lines.append("")
     return "\n".join(lines)
-
-
-def _yaml(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ a pair of masks and normalisation a factor a cell, so a step reads what it needs
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +15,13 @@ import numpy as np
 
 from scrna import slots
 from scrna.backend import arrays, csr_matrix
+from scrna.errors import UserError
 
 #: Non-zeros that a block holds at most, unless one row alone holds more: 2**24 are 100 MB as
 #: uint16 counts and int32 indices, whole shards to read, small against any memory.
 BLOCK_NNZ = 2**24
+#: CuPy numbers the non-zeros of a sparse matrix with 32 bits.
+GPU_MAX_NNZ = 2**31 - 1
 
 
 class Block(NamedTuple):
@@ -105,15 +109,25 @@ class Counts:
         Blocks of at most `BLOCK_NNZ` non-zeros, in order.
         """
         xp = arrays(backend)
-        for start, stop in row_ranges(self.indptr, BLOCK_NNZ):
-            if rows is not None and not rows[start:stop].any():
-                continue
-            span = slice(self.indptr[start], self.indptr[stop])
-            data = xp.asarray(self._data[span]) if with_data else None
-            indices = xp.asarray(self._indices[span])
-            yield Block(
-                start, stop, data, indices, xp.asarray(self.indptr[start : stop + 1] - span.start)
-            )
+        ranges = [
+            span
+            for span in row_ranges(self.indptr, BLOCK_NNZ)
+            if rows is None or rows[slice(*span)].any()
+        ]
+        with ThreadPoolExecutor(max_workers=1) as ahead:  # reads a block while one is worked on
+            coming = [ahead.submit(self._read, *ranges[0], with_data)] if ranges else []
+            for place, (start, stop) in enumerate(ranges):
+                data, indices = coming.pop().result()
+                if place + 1 < len(ranges):
+                    coming.append(ahead.submit(self._read, *ranges[place + 1], with_data))
+                indptr = self.indptr[start : stop + 1] - self.indptr[start]
+                data = data if data is None else xp.asarray(data)
+                yield Block(start, stop, data, xp.asarray(indices), xp.asarray(indptr))
+
+    def _read(self, start: int, stop: int, with_data: bool) -> tuple:
+        """Read the counts and the columns of a range of cells."""
+        span = slice(self.indptr[start], self.indptr[stop])
+        return (self._data[span] if with_data else None), self._indices[span]
 
     def kept_blocks(
         self, backend: str, cells: np.ndarray | None = None, genes: np.ndarray | None = None
@@ -134,18 +148,19 @@ class Counts:
         """
         xp = arrays(backend)
         cells = np.ones(self.shape[0], bool) if cells is None else np.asarray(cells)
-        genes = np.ones(self.shape[1], bool) if genes is None else np.asarray(genes)
-        new_column = xp.asarray(np.where(genes, np.cumsum(genes) - 1, -1).astype(np.int32))
+        columns = None if genes is None or np.all(genes) else xp.asarray(np.flatnonzero(genes))
         done = 0
         for block in self.blocks(backend, rows=cells):
-            mask = xp.asarray(cells[block.start : block.stop])
-            rows, columns = block.rows, new_column[block.indices]
-            wanted = mask[rows] & (columns >= 0)
-            n = int(mask.sum())
-            indptr = xp.zeros(n + 1, dtype=xp.int64)
-            indptr[1:] = xp.cumsum(xp.bincount(rows[wanted], minlength=len(mask))[mask])
-            values = block.data[wanted].astype(xp.float32)
-            yield Block(done, done + n, values, columns[wanted], indptr)
+            mask = cells[block.start : block.stop]
+            values = block.data.astype(xp.float32)
+            shape = (block.stop - block.start, self.shape[1])
+            matrix = csr_matrix((values, block.indices, block.indptr), shape, backend)
+            if not mask.all():
+                matrix = matrix[xp.asarray(np.flatnonzero(mask))]
+            if columns is not None:
+                matrix = matrix[:, columns]
+            n = matrix.shape[0]
+            yield Block(done, done + n, matrix.data, matrix.indices, matrix.indptr)
             done += n
 
     def matrix(
@@ -171,11 +186,24 @@ class Counts:
         Returns
         -------
         CSR, cells taken × genes taken.
+
+        Raises
+        ------
+        UserError
+            If it has more non-zeros than CuPy's sparse matrices hold.
         """
         xp = arrays(backend)
-        parts = []
+        parts, nnz = [], 0
         for block in self.kept_blocks(backend, cells, genes):
             values = block.data
+            nnz += len(values)
+            if backend == "gpu" and nnz > GPU_MAX_NNZ:
+                msg = (
+                    f"{self.path} has more non-zeros in the cells and genes that stay than a "
+                    f"sparse matrix on the GPU holds ({GPU_MAX_NNZ:,}): keep fewer (keep_obs, "
+                    "filter), or set backend: cpu"
+                )
+                raise UserError(msg)
             if size_factor is not None:
                 values = log_normalize(block, size_factor)
             parts.append((values, block.indices, xp.diff(block.indptr)))

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +42,9 @@ def write(path: Path, elements: Mapping[str, Any]) -> None:
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{path.name}.tmp-*"):  # of a process that was killed
+        if not Path("/proc", leftover.name.rpartition("-")[2]).exists():
+            leftover.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with h5py.File(temporary, "w") as file:
@@ -107,13 +111,13 @@ def digest_of(path: Path) -> str | None:
 
     Returns
     -------
-    The SHA-256 of the content; None for another file, or one that is not there.
+    The SHA-256 of the content; None for another file, a damaged one, or one that is not there.
     """
     summary = path.with_suffix(".json")
     if path.suffix == ".zarr" and summary.exists():
         return json.loads(summary.read_text())["digest"]
-    if path.suffix == ".h5" and path.exists():
-        with h5py.File(path, "r") as file:
+    if path.suffix == ".h5":
+        with suppress(OSError), h5py.File(path, "r") as file:
             return file.attrs.get("digest")
     return None
 
@@ -131,7 +135,8 @@ def _write_element(file: h5py.File, name: str, value: Any) -> None:
         group.attrs.update(
             {"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": False}
         )
-        _write_element(file, f"{name}/codes", np.asarray(value.codes, dtype=np.int8))
+        smallest = np.min_scalar_type(-max(1, len(value.names)))
+        _write_element(file, f"{name}/codes", np.asarray(value.codes, dtype=smallest))
         element = file.create_dataset(
             f"{name}/categories", data=value.names, dtype=h5py.string_dtype()
         )
@@ -152,14 +157,17 @@ def _read_element(element: h5py.Dataset | h5py.Group) -> Any:
 
 
 def _digest(file: h5py.File) -> str:
-    """SHA-256 over names, types and bytes of everything in the file, whatever its layout."""
+    """SHA-256 over names, encodings and bytes of everything in the file, whatever its layout."""
     sha = hashlib.sha256()
 
     def add(name: str, item: h5py.Dataset | h5py.Group) -> None:
+        encoding = {key: _listed(value) for key, value in sorted(item.attrs.items())}
+        encoding.pop("encoding-version", None)
+        sha.update(f"{name} {encoding}".encode())
         if isinstance(item, h5py.Dataset):
             values = item[()]
             is_plain = isinstance(values, np.ndarray) and values.dtype.kind in "biuf"
-            sha.update(f"{name} {item.dtype} {item.shape}".encode())
+            sha.update(f"{item.dtype} {item.shape}".encode())
             sha.update(np.ascontiguousarray(values) if is_plain else repr(_listed(values)).encode())
 
     file.visititems(add)

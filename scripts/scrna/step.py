@@ -9,6 +9,7 @@ import functools
 import importlib.metadata
 import inspect
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -53,8 +54,12 @@ def step(function: Callable) -> Callable:
         bound.apply_defaults()
         files, settings = {}, {}
         for name, parameter in signature.parameters.items():
-            is_setting = parameter.kind is parameter.KEYWORD_ONLY
-            (settings if is_setting else files)[name] = bound.arguments[name]
+            value = bound.arguments[name]
+            if parameter.kind is parameter.VAR_KEYWORD:
+                settings |= value
+            else:
+                is_setting = parameter.kind is parameter.KEYWORD_ONLY
+                (settings if is_setting else files)[name] = value
         backend = settings.pop("backend", "cpu")
         token = _record.set(
             {
@@ -135,6 +140,9 @@ def run(function: Callable, snakemake) -> None:
             settings["threads"] = snakemake.threads
         function(**files, **settings, **untracked)
         log.info("%.1f s since the process started", _seconds_alive())
+    except KeyboardInterrupt:
+        log.error("stopped by Ctrl-C")
+        sys.exit(128 + signal.SIGINT)
     except Exception as error:
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
         log.error("%s%s", kind, error)
@@ -151,7 +159,9 @@ def _take_gpu(label: str, gpu_settings: Mapping[str, Any]) -> None:
     from scrna.lock import gpu_lock
 
     backend.load("gpu")
-    gpu_lock(label, machine.gpus()[0].index)
+    gpu = machine.gpus()[0]
+    gpu_lock(label, gpu.index)
+    log.info("on GPU %d, %s", gpu.index, gpu.name)
     backend.start_gpu(**gpu_settings)
 
 
@@ -174,11 +184,15 @@ def _plain(value):
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def _digests(files: Mapping[str, Any]) -> dict[str, str]:
+def _digests(files: Mapping[str, Any]) -> dict[str, str | list[str]]:
     """Digests of the inputs among a step's files, by parameter name; outputs do not exist yet."""
     found = {}
     for name, value in files.items():
-        if isinstance(value, str | os.PathLike) and (digest := slots.digest_of(Path(value))):
+        if isinstance(value, list):
+            digest = [known for item in value if (known := slots.digest_of(Path(item)))]
+        else:
+            digest = slots.digest_of(Path(value))
+        if digest:
             found[name] = digest
     return found
 

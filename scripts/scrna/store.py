@@ -18,6 +18,7 @@ is how those are cut:
 import hashlib
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
+from zarr.errors import ZarrUserWarning
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -268,11 +270,22 @@ def new_store(path: Path) -> Iterator[zarr.Group]:
         root = zarr.open_group(temporary, mode="w", zarr_format=3)
         root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         yield root
+        _consolidate(temporary)
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _consolidate(store: Path) -> None:
+    """List the store's parts in its zarr.json, as anndata does.
+
+    Readers then look into no folder, where they would come upon `.snakemake_timestamp` and warn.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ZarrUserWarning)  # not in zarr's specification yet
+        zarr.consolidate_metadata(store)
 
 
 def write_tables(root: zarr.Group, obs: "pd.DataFrame", var: "pd.DataFrame") -> None:

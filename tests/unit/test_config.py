@@ -1,0 +1,377 @@
+import copy
+import json
+import os
+
+import pytest
+import yaml
+
+from scrna.config import Source, check, check_columns, complete, required_obs, sources
+from scrna.errors import UserError
+
+SIMULATED = {"kind": "simulate"}
+
+
+def whole(text="", **dataset):
+    """A whole config of one dataset `d`, with settings written as YAML."""
+    given = {"run": "d", "datasets": {"d": SIMULATED | dataset}} | (yaml.safe_load(text) or {})
+    return complete(given)
+
+
+def one(text="", **dataset):
+    return whole(text, **dataset)["datasets"]["d"]
+
+
+def complaints(text="", *, backend="cpu", **dataset):
+    """What is said of a config, line by line."""
+    with pytest.raises(UserError) as refusal:
+        check(whole(text, **dataset) | {"backend": backend})
+    head, *lines = str(refusal.value).split("\n")
+    assert head == "The config has errors:"
+    assert all(line.startswith("  - ") for line in lines)
+    return [line.removeprefix("  - ") for line in lines]
+
+
+# --------------------------------------------------------------------------------------- defaults
+
+
+def test_defaults_are_those_of_the_notebook():
+    wanted = {
+        "filter": {"max_genes": 5000, "max_pct_mt": 20, "min_cells": 3},
+        "normalize": {"target_sum": 1e4},
+        "hvg": {"flavor": "cell_ranger", "n_top_genes": 5000},
+        "pca": {"n_comps": 100},
+        "neighbors": {"n_neighbors": 15, "n_pcs": 40},
+        "leiden": {"resolution": 0.6},
+        "louvain": {"enabled": False},
+        "tsne": {"perplexity": 30, "early_exaggeration": 12, "learning_rate": 200},
+    }
+    found = one()
+    for step, settings in wanted.items():
+        assert settings.items() <= found[step].items()
+
+
+def test_what_is_left_out_is_filled_in():
+    full = complete({"datasets": {"demo": SIMULATED}})
+    assert full["run"] == ["demo"]
+    assert (full["backend"], full["seed"]) == ("auto", 0)
+    demo = full["datasets"]["demo"]
+    assert demo["kind"] == "simulate"
+    assert (demo["source"], demo["batch_key"], demo["keep_obs"]) == (None, None, {})
+    assert demo["simulate"]["n_obs"] == 3000
+    assert demo["umap"] == {
+        "min_dist": 0.5, "spread": 1.0, "n_components": 2, "max_iter": None, "alpha": 1.0,
+        "negative_sample_rate": 5, "init": "spectral",
+    }  # fmt: skip
+
+
+def test_a_dataset_overrides_sections_for_itself_alone():
+    given = {
+        "run": ["a", "b"],
+        "umap": {"min_dist": 0.3},
+        "filter": {"max_genes": 4000},
+        "datasets": {
+            "a": SIMULATED | {"umap": {"spread": 2}, "filter": {"max_genes": None}},
+            "b": SIMULATED | {"simulate": {"n_obs": 10}},
+            "c": SIMULATED | {"umap": {"spread": 7}},
+        },
+    }
+    before = copy.deepcopy(given)
+    full = complete(given)
+    assert given == before
+    a, b, c = (full["datasets"][name] for name in "abc")
+    assert (a["umap"]["min_dist"], a["umap"]["spread"], a["umap"]["alpha"]) == (0.3, 2, 1)
+    assert (b["umap"]["min_dist"], b["umap"]["spread"]) == (0.3, 1)
+    assert (a["filter"]["max_genes"], b["filter"]["max_genes"]) == (None, 4000)
+    assert (b["simulate"]["n_obs"], b["simulate"]["n_vars"]) == (10, 2000)
+    assert full["umap"]["spread"] == 1
+    assert c == given["datasets"]["c"]  # it does not run
+    assert a["leiden"] == b["leiden"] == full["leiden"]
+
+
+# ----------------------------------------------------------------------------------- cross-checks
+
+
+@pytest.mark.parametrize(
+    ("text", "dataset", "expected"),
+    [
+        ("", {"kind": "auto"}, "source is missing: the URL or path of the counts"),
+        (
+            "filter: {min_counts: 9, max_counts: 8}",
+            {},
+            "filter.min_counts is 9, above filter.max_counts, 8",
+        ),
+        (
+            "filter: {min_genes: 9}",
+            {"filter": {"max_genes": 8}},
+            "filter.min_genes is 9, above filter.max_genes, 8",
+        ),
+        (
+            "trajectory: {root: {label: B}}",
+            {},
+            "trajectory.root names a label, but label_key is not set",
+        ),
+        (
+            "markers: {method: wilcoxon_binned}",
+            {},
+            "markers.method wilcoxon_binned is the GPU's; on the CPU take wilcoxon",
+        ),
+        (
+            "harmony: {flavor: harmony1}",
+            {"batch_key": "b"},
+            "harmony.flavor harmony1 is the GPU's; on the CPU take harmony2",
+        ),
+        (
+            "harmony: {ridge_lambda: 1}",
+            {"batch_key": "b"},
+            "harmony.ridge_lambda is 1, but flavor harmony2 estimates it; leave it null or take "
+            "flavor harmony1",
+        ),
+        (
+            "harmony: {theta: [1, 2]}",
+            {"batch_key": ["a", "b", "c"]},
+            "harmony.theta has 2 values for 3 batch columns",
+        ),
+        (
+            "pca: {solver: full}",
+            {},
+            "pca.solver full does not do a sparse matrix on the CPU; there are auto, arpack, "
+            "covariance_eigh",
+        ),
+        (
+            "pca: {solver: lanczos, scale: true}",
+            {},
+            "pca.solver lanczos does not do a dense matrix (scale or regress_out) on the CPU; "
+            "there are auto, arpack, covariance_eigh, randomized, full",
+        ),
+        (
+            "pca: {solver: covariance_eigh, zero_center: false}",
+            {},
+            "pca.solver covariance_eigh does not do zero_center false on the CPU; there are auto, "
+            "arpack, randomized",
+        ),
+        ("qc: {ribo: '^RP['}", {}, "qc.ribo is '^RP[', which is no regular expression: "),
+        (
+            "markers: {groupby: louvain}",
+            {},
+            "markers.groupby is louvain, but louvain.enabled is false",
+        ),
+        (
+            "markers: {groupby: leiden_1}\nleiden: {resolution: [0.5, 1.5]}",
+            {},
+            "markers.groupby is leiden_1, but leiden.resolution gives leiden, leiden_0.5, leiden_1",
+        ),
+        (
+            "markers: {groupby: leiden_0.6}",
+            {},
+            "markers.groupby is leiden_0.6, but leiden.resolution gives leiden",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(text, dataset, expected):
+    (said,) = complaints(text, **dataset)
+    assert said.startswith(f"datasets.d: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("arpack", "a sparse matrix on the GPU; there are auto, covariance_eigh, lanczos, rando"),
+        ("covariance_eigh, scale: true", "a dense matrix (scale or regress_out) on the GPU; ther"),
+        ("randomized, regress_out: [total_counts]", "a dense matrix (scale or regress_out) on "),
+        ("full, scale: true, zero_center: false", "a sparse matrix on the GPU; there are auto"),
+    ],
+)
+def test_solvers_that_the_gpu_does_not_have_are_refused(text, expected):
+    (said,) = complaints(f"pca: {{solver: {text}}}", backend="gpu")
+    solver = text.split(",")[0]
+    assert said.startswith(f"datasets.d: pca.solver {solver} does not do {expected}")
+
+
+@pytest.mark.parametrize(
+    ("text", "backend"),
+    [
+        ("filter: {min_counts: 8, max_counts: 8}", "cpu"),
+        ("markers: {method: wilcoxon_binned}", "gpu"),
+        ("harmony: {flavor: harmony1, ridge_lambda: 1}", "gpu"),
+        ("harmony: {theta: [1, 2]}", "cpu"),
+        ("pca: {solver: full, scale: true}", "cpu"),
+        ("pca: {solver: full, scale: true}", "gpu"),
+        ("pca: {solver: randomized, zero_center: false}", "cpu"),
+        ("pca: {solver: covariance_eigh, scale: true, zero_center: false}", "gpu"),
+        ("pca: {solver: lanczos}", "gpu"),
+        ("markers: {groupby: leiden_1.5}\nleiden: {resolution: [0.5, 1.5]}", "cpu"),
+        ("markers: {groupby: louvain}\nlouvain: {enabled: true}", "cpu"),
+        ("markers: {groupby: cell_type}", "cpu"),
+        ("trajectory: {root: {label: B}}", "cpu"),
+    ],
+)
+def test_settings_that_go_together(text, backend):
+    check(whole(text, batch_key=["a", "b"], label_key="l") | {"backend": backend})
+
+
+def test_harmony_is_not_looked_at_without_batches():
+    check(whole("harmony: {flavor: harmony1}") | {"backend": "cpu"})
+
+
+def test_contradictions_of_all_datasets_are_told_at_once():
+    given = {
+        "run": ["a", "b"],
+        "pca": {"solver": "lanczos"},
+        "datasets": {"a": {"source": "x.h5ad"}, "b": {}, "c": {}},
+    }
+    with pytest.raises(UserError) as refusal:
+        check(complete(given) | {"backend": "cpu"})
+    said = [line.split()[1:3] for line in str(refusal.value).split("\n")[1:]]
+    about = ["datasets.a: pca.solver", "datasets.b: source", "datasets.b: pca.solver"]
+    assert said == [words.split() for words in about]
+
+
+# ---------------------------------------------------------------------------------------- columns
+
+
+def test_the_columns_that_settings_name():
+    dataset = one(
+        "pca: {regress_out: [age, log1p_total_counts_mt, pct_counts_in_top_50_genes]}\n"
+        "hvg: {batch_key: plate}\nmarkers: {groupby: type}",
+        batch_key=["donor", "assay"],
+        label_key="cell_type",
+    )
+    assert required_obs(dataset, "d") == {
+        "donor": "datasets.d.batch_key",
+        "assay": "datasets.d.batch_key",
+        "cell_type": "datasets.d.label_key",
+        "plate": "hvg.batch_key",
+        "age": "pca.regress_out",
+        "type": "markers.groupby",
+    }
+
+
+def test_a_column_that_only_looks_like_one_of_qc_is_asked_for():
+    names = ["pct_counts_mito", "total_counts_x", "log1p_pct_counts_mt"]
+    dataset = one(f"pca: {{regress_out: [{', '.join(names)}]}}")
+    assert list(required_obs(dataset, "d")) == names
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "markers: {enabled: false, groupby: type}",
+        "markers: {groupby: leiden_0.6}",
+        "hvg: {batch_key: null}",
+    ],
+)
+def test_settings_that_name_no_column(text):
+    assert required_obs(one(text), "d") == {}
+
+
+@pytest.fixture
+def converted(tmp_path):
+    """Counts of `d` converted from a source, with the columns cell_type and donor."""
+    source = tmp_path / "d.h5ad"
+    source.write_text("")
+    os.utime(source, (1000, 1000))
+    summary = tmp_path / "results/d/counts.json"
+    summary.parent.mkdir(parents=True)
+    facts = {"obs_columns": {"cell_type": {}, "donor": {}}, "source": [{"path": str(source)}]}
+    summary.write_text(json.dumps(facts))
+
+    def look(**dataset):
+        datasets = {"d": one(kind="auto", source=str(source), **dataset)}
+        check_columns(datasets, sources(datasets), str(tmp_path / "results"))
+
+    look.source, look.summary = source, summary
+    return look
+
+
+def test_columns_that_are_there(converted):
+    converted(batch_key="donor", label_key="cell_type")
+
+
+def test_a_column_that_is_not_there_is_refused(converted):
+    expected = (
+        r"datasets\.d\.label_key names 'cell_typ', which obs of d does not have .*"
+        r"did you mean cell_type\?$"
+    )
+    with pytest.raises(UserError, match=expected):
+        converted(batch_key="donor", label_key="cell_typ")
+    with pytest.raises(UserError, match=r"batch_key names 'x', .* there are cell_type, donor$"):
+        converted(batch_key=["donor", "x"])
+
+
+def test_counts_that_will_be_converted_again_tell_nothing(converted):
+    os.utime(converted.source)  # newer than the counts
+    os.utime(converted.summary, (2000, 2000))
+    converted(batch_key="x")
+    facts = json.loads(converted.summary.read_text())
+    converted.summary.write_text(json.dumps(facts | {"source": [{"path": "other.h5ad"}]}))
+    converted(batch_key="x")
+    converted.summary.unlink()
+    converted(batch_key="x")
+
+
+# ---------------------------------------------------------------------------------------- sources
+
+
+def source_of(**dataset):
+    return sources({"d": one(**{"kind": "auto"} | dataset)})["d"]
+
+
+def test_where_a_datasets_files_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("REAL", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.h5ad").touch()
+    here = [str(tmp_path / "a.h5ad")]
+    assert source_of(kind="simulate", source=None) == Source(None, ["resources/d.h5ad"])
+    assert source_of(source="a.h5ad") == Source(None, ["a.h5ad"])
+    assert source_of(source="$REAL/a.h5ad") == Source(None, here)
+    assert source_of(source="${REAL}/a.h5ad") == Source(None, here)
+    assert source_of(source="~/a.h5ad") == Source(None, here)
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "h5"])
+@pytest.mark.parametrize("query", ["", "?download=1"])
+def test_what_is_downloaded_lies_in_resources(suffix, query):
+    url = f"https://example.org/some.file.{suffix}{query}"
+    assert source_of(source=url) == Source(url, [f"resources/d.{suffix}"])
+
+
+def test_a_url_of_another_kind_of_file_is_refused():
+    expected = r"source is 'https://x\.org/a\.tar\.gz'; a URL has to end in \.h5ad or \.h5 "
+    with pytest.raises(UserError, match=expected):
+        source_of(source="https://x.org/a.tar.gz")
+
+
+def test_a_variable_that_is_not_set_is_named(monkeypatch):
+    monkeypatch.delenv("NOWHERE", raising=False)
+    expected = r"source is '\$NOWHERE/a\.h5ad', but the environment variable NOWHERE is not set"
+    with pytest.raises(UserError, match=expected):
+        source_of(source="$NOWHERE/a.h5ad")
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = "datasets.d.source is 'data/a.h5ad', but there is no such file or folder in /"
+    with pytest.raises(UserError, match=expected):
+        source_of(source="data/a.h5ad")
+    with pytest.raises(UserError, match=r"is '/no/a\.h5ad', but there is no such file or folder$"):
+        source_of(source="/no/a.h5ad")
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+@pytest.mark.parametrize("features", ["features.tsv", "genes.tsv"])
+def test_a_10x_folder_is_its_three_files(tmp_path, end, features):
+    names = [f"matrix.mtx{end}", f"barcodes.tsv{end}", f"{features}{end}"]
+    for name in [*names, "web_summary.html"]:
+        (tmp_path / name).touch()
+    found = source_of(source=str(tmp_path))
+    assert found == Source(None, [str(tmp_path / name) for name in names])
+
+
+def test_another_folder_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"a folder without the three files of 10x .*; found none$"):
+        source_of(source=str(tmp_path))
+    (tmp_path / "matrix.mtx").touch()
+    with pytest.raises(UserError, match=r"found \S+/matrix\.mtx$"):
+        source_of(source=str(tmp_path))

@@ -1,0 +1,195 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from anndata.io import read_elem
+
+from scrna import slots
+from scrna.step import step
+
+RNG = np.random.default_rng(0)
+ARRAYS = {
+    "obs/flags": np.array([True, False, True]),
+    "obs/bytes": np.array([1, 200], dtype=np.uint8),
+    "obs/numbers": np.array([1, -(2**40)]),
+    "obs/fractions": np.array([0.1, np.nan, np.inf]),
+    "obsm/X_pca": RNG.random((4, 3), dtype=np.float32),
+    "obsm/none": np.zeros((0, 3)),
+    "uns/scalar": np.array(3.5),
+    "uns/whole": np.array(7),
+}
+
+
+def test_numbers_come_back_as_they_were(tmp_path):
+    slots.write(tmp_path / "a.h5", ARRAYS)
+    for name, value in ARRAYS.items():
+        found = slots.read(tmp_path / "a.h5", name)
+        np.testing.assert_array_equal(found, value)
+        assert np.asarray(found).dtype == value.dtype
+        assert np.shape(found) == value.shape
+
+
+def test_numbers_are_what_anndata_reads(tmp_path):
+    slots.write(tmp_path / "a.h5", ARRAYS)
+    with h5py.File(tmp_path / "a.h5") as file:
+        for name, value in ARRAYS.items():
+            np.testing.assert_array_equal(read_elem(file[name]), value)
+        assert read_elem(file["obsm/X_pca"]).dtype == np.float32
+
+
+@pytest.mark.parametrize("n", [1, 3, 128, 129, 40_000])
+def test_categories_are_a_categorical(tmp_path, n):
+    codes = np.arange(n + 2) % (n + 1) - 1  # with a missing value
+    names = [f"β {i}" for i in range(n)]
+    slots.write(tmp_path / "a.h5", {"obs/filter_reason": slots.Categories(codes, names)})
+    expected = pd.Categorical.from_codes(codes, names)
+    with h5py.File(tmp_path / "a.h5") as file:
+        same_as_anndata = read_elem(file["obs/filter_reason"])
+    for found in (slots.read(tmp_path / "a.h5", "obs/filter_reason"), same_as_anndata):
+        assert isinstance(found, pd.Categorical)
+        assert not found.ordered
+        assert found.categories.tolist() == names
+        np.testing.assert_array_equal(found.codes, expected.codes)
+
+
+def test_all_else_goes_through_anndata(tmp_path):
+    graph = sp.random(20, 20, 0.2, "csr", np.float32, rng=RNG)
+    table = pd.DataFrame({"names": ["a", "b"], "scores": [1.5, 2]}, index=["x", "y"])
+    record = np.rec.fromarrays([np.array([1.0, 2]), np.array([3.0, 4])], names=["0", "1"])
+    written = {
+        "obsp/connectivities": graph,
+        "obs/leiden": pd.Categorical(list("bab"), categories=["b", "a", "c"]),
+        "obs/name": np.array(["a", "βγ", ""], dtype=object),
+        "uns/neighbors": {"params": {"n_neighbors": 15, "metric": "cosine"}, "key": np.arange(3)},
+        "uns/table": table,
+        "uns/record": record,
+        "uns/word": "text",
+        "uns/number": 2.5,
+    }
+    slots.write(tmp_path / "a.h5", written)
+    found = slots.read_all(tmp_path / "a.h5")
+    assert (found["obsp/connectivities"] != graph).nnz == 0
+    assert found["obsp/connectivities"].dtype == np.float32
+    assert found["obs/leiden"].tolist() == list("bab")
+    assert found["obs/leiden"].categories.tolist() == ["b", "a", "c"]
+    assert found["obs/name"].tolist() == ["a", "βγ", ""]
+    assert found["uns/neighbors"]["params"] == {"n_neighbors": 15, "metric": "cosine"}
+    np.testing.assert_array_equal(found["uns/neighbors"]["key"], np.arange(3))
+    pd.testing.assert_frame_equal(found["uns/table"], table, check_dtype=False)
+    np.testing.assert_array_equal(found["uns/record"]["1"], record["1"])
+    assert (found["uns/word"], found["uns/number"]) == ("text", 2.5)
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert all(file[name].attrs["encoding-type"] for name in written)
+
+
+def test_slots_keep_their_order(tmp_path):
+    order = ["obs/z", "obs/a", "var/m", "obs/k", "uns/b", "uns/a"]
+    slots.write(tmp_path / "a.h5", {name: np.zeros(2) for name in order})
+    grouped = ["obs/z", "obs/a", "obs/k", "var/m", "uns/b", "uns/a"]
+    assert slots.names(tmp_path / "a.h5") == grouped
+    assert list(slots.read_all(tmp_path / "a.h5")) == grouped
+
+
+def test_a_slot_that_is_not_there_is_told_with_those_that_are(tmp_path):
+    slots.write(tmp_path / "qc.h5", {"obs/a": np.zeros(2), "var/b": np.zeros(3)})
+    with pytest.raises(KeyError, match=r"qc\.h5 has no 'obs/b'; it holds obs/a, var/b"):
+        slots.read(tmp_path / "qc.h5", "obs/b")
+
+
+def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "a.h5"
+    slots.write(path, {"obs/a": np.arange(3)})
+    before = path.read_bytes()
+    with pytest.raises(Exception, match="object"):
+        slots.write(path, {"obs/a": np.arange(4), "uns/b": object()})
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["a.h5"]
+    with pytest.raises(Exception, match="object"):
+        slots.write(tmp_path / "new/b.h5", {"uns/b": object()})
+    assert os.listdir(tmp_path / "new") == []
+
+
+def test_what_a_killed_write_left_goes_with_the_next(tmp_path):
+    program = f"""
+        import os, signal, sys
+        sys.path.append({os.path.dirname(os.path.dirname(slots.__file__))!r})
+        import numpy as np
+        from scrna import slots
+        slots.os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+        slots.write({str(tmp_path / "a.h5")!r}, {{"obs/a": np.arange(3)}})
+    """
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    (left,) = os.listdir(tmp_path)
+    assert left.startswith(".a.h5.tmp-")
+    slots.write(tmp_path / "a.h5", {"obs/a": np.arange(3)})
+    assert os.listdir(tmp_path) == ["a.h5"]
+
+
+@step
+def write_step(out, *, seed, elements):
+    slots.write(out, elements)
+
+
+def test_the_digest_is_that_of_the_content_alone(tmp_path):
+    elements = {"obs/a": np.arange(3), "obs/b": slots.Categories(np.array([0, 1]), ["x", "y"])}
+    slots.write(tmp_path / "a.h5", elements)
+    digest = slots.digest_of(tmp_path / "a.h5")
+    assert len(digest) == 64
+    write_step(tmp_path / "b.h5", seed=1, elements=elements)
+    assert slots.provenance_of(tmp_path / "a.h5") == {}
+    assert slots.provenance_of(tmp_path / "b.h5")["parameters"]["seed"] == 1
+    assert slots.digest_of(tmp_path / "b.h5") == digest
+    slots.write(tmp_path / "c.h5", dict(reversed(elements.items())))
+    assert slots.digest_of(tmp_path / "c.h5") == digest
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"obs/a": np.array([0, 1, 3])},
+        {"obs/a": np.array([0, 1, 2], dtype=np.int32)},
+        {"obs/a": np.array([[0, 1, 2]])},
+        {"obs/a": np.array([0, 1, 2, 2])},
+        {"var/a": np.arange(3)},
+        {"obs/b": slots.Categories(np.array([0, 1]), ["x", "z"])},
+        {"obs/b": slots.Categories(np.array([1, 0]), ["x", "y"])},
+        {"uns/c": {"word": "other", "number": 1}},
+        {"uns/c": {"word": "text", "number": 2}},
+        {"uns/c": {"word": "text", "number": 1, "more": {}}},
+        {"obsp/g": sp.csr_matrix(np.eye(2, 4))},
+        {"obsp/g": sp.csc_matrix(np.eye(2, 3))},
+        {"obs/d": pd.Categorical(["a"], ordered=True)},
+    ],
+)
+def test_the_digest_changes_with_the_content(tmp_path, changed):
+    elements = {
+        "obs/a": np.arange(3),
+        "obs/b": slots.Categories(np.array([0, 1]), ["x", "y"]),
+        "obs/d": pd.Categorical(["a"]),
+        "obsp/g": sp.csr_matrix(np.eye(2, 3)),
+        "uns/c": {"word": "text", "number": 1},
+    }
+    slots.write(tmp_path / "a.h5", elements)
+    slots.write(tmp_path / "b.h5", elements | changed)
+    assert slots.digest_of(tmp_path / "a.h5") != slots.digest_of(tmp_path / "b.h5")
+
+
+def test_digests_of_other_files(tmp_path):
+    assert slots.digest_of(tmp_path / "missing.h5") is None
+    assert slots.digest_of(tmp_path / "counts.zarr") is None
+    (tmp_path / "counts.json").write_text(json.dumps({"digest": "abc"}))
+    assert slots.digest_of(tmp_path / "counts.zarr") == "abc"
+    (tmp_path / "truncated.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(30))
+    assert slots.digest_of(tmp_path / "truncated.h5") is None
+    with h5py.File(tmp_path / "10x.h5", "w") as file:
+        file.create_group("matrix")
+    assert slots.digest_of(tmp_path / "10x.h5") is None
