@@ -116,7 +116,10 @@ def memory(step):
         summary = f"results/{wildcards.dataset}/counts.json"
         if not os.path.exists(summary):
             return TBDString()  # asked again once the counts are converted
-        return memory_mb(summary, step) * attempt
+        dataset = DATASETS[wildcards.dataset]
+        is_dense = dataset["pca"]["scale"] or dataset["pca"]["regress_out"]
+        dense_genes = dataset["hvg"]["n_top_genes"] if is_dense else 0
+        return memory_mb(summary, step, dense_genes=dense_genes) * attempt
 
     return of
 

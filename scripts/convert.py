@@ -35,7 +35,6 @@ Output
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +52,7 @@ from scrna.annotations import (
 )
 from scrna.errors import UserError
 from scrna.fetch import file_sha256
+from scrna.files import replacing
 from scrna.log import log
 from scrna.progress import Progress
 from scrna.sources import Block, Source, open_source
@@ -282,9 +282,8 @@ def _tell(facts: dict[str, Any]) -> None:
 
 
 def _write_json(path: Path, facts: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Settings: section ``filter``. Inputs: ``counts.zarr``, qc. Outputs: a step file,
 """
 
 import csv
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from scrna import slots
 from scrna.counts import Counts
 from scrna.errors import UserError
+from scrna.files import replacing
 from scrna.log import log
 from scrna.step import run, step
 
@@ -201,8 +201,7 @@ def _too_few(n_kept: int, n_obs: int, fewest_cells: int, rows: list[dict]) -> st
 def _write_table(
     path: Path, rows: list[dict], keep: np.ndarray, keep_genes: np.ndarray, min_cells: int | None
 ) -> None:
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with open(temporary, "w", newline="") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="") as file:
         fields = ["criterion", "bound", "cells", "cells_by_this_alone", "genes"]
         writer = csv.DictWriter(file, fields)
         writer.writeheader()
@@ -212,7 +211,6 @@ def _write_table(
         writer.writerow({"criterion": "min_cells", "bound": min_cells, "genes": gone})
         kept = {"criterion": "kept", "cells": int(keep.sum()), "genes": int(keep_genes.sum())}
         writer.writerow(kept)
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

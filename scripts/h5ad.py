@@ -3,9 +3,9 @@
 Settings: ``final.h5ad`` asks for it. Input: ``final.zarr``. Output: ``final.h5ad``.
 """
 
-import os
 from pathlib import Path
 
+from scrna.files import replacing
 from scrna.log import log
 from scrna.step import run, step
 
@@ -27,21 +27,16 @@ def h5ad(store: Path, out: Path) -> None:
     from anndata.io import read_elem, write_elem
 
     group = zarr.open_group(store, mode="r")
-    temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
-    try:
-        with h5py.File(temporary, "w") as file:
-            file.attrs.update(dict(group.attrs))
-            for slot in group:
-                if slot == "X":
-                    write_elem(file, slot, read_elem_lazy(group[slot]))
-                elif slot == "layers":
-                    layers = {name: read_elem_lazy(group[slot][name]) for name in group[slot]}
-                    write_elem(file, slot, layers)
-                else:
-                    write_elem(file, slot, read_elem(group[slot]))
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(out) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update(dict(group.attrs))
+        for slot in group:
+            if slot == "X":
+                write_elem(file, slot, read_elem_lazy(group[slot]))
+            elif slot == "layers":
+                layers = {name: read_elem_lazy(group[slot][name]) for name in group[slot]}
+                write_elem(file, slot, layers)
+            else:
+                write_elem(file, slot, read_elem(group[slot]))
     log.info("%s: %.0f MB", out, out.stat().st_size / 1e6)
 
 

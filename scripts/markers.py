@@ -11,13 +11,13 @@ Settings: section ``markers``. Inputs: ``counts.zarr``, filter, normalize, and l
 unless ``groupby`` is a column of obs. Outputs: a step file and the table.
 """
 
-import os
 from pathlib import Path
 
 from scrna import slots
 from scrna.backend import load
 from scrna.counts import Counts, kept, log_normalized
 from scrna.errors import UserError
+from scrna.files import replacing
 from scrna.log import log
 from scrna.step import run, step
 
@@ -177,9 +177,8 @@ def as_table(ranked: dict):
 
 
 def _write(out: Path, table: Path, ranked: dict, found) -> None:
-    temporary = table.with_name(f".{table.name}.tmp-{os.getpid()}")
-    found.to_csv(temporary, index=False, float_format="%.6g")
-    os.replace(temporary, table)
+    with replacing(table) as temporary:
+        found.to_csv(temporary, index=False, float_format="%.6g")
     plain = {
         name: {key: value for key, value in item.items() if value is not None}
         if name == "params"

@@ -240,6 +240,7 @@ def tsne(
         )
         return np.asarray(model.fit_transform(representation), dtype=np.float32)
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     model = TSNE(
         perplexity=perplexity,
@@ -249,7 +250,8 @@ def tsne(
         random_state=seed,
         n_jobs=threads,
     )
-    return np.asarray(model.fit_transform(representation), dtype=np.float32)
+    with threadpool_limits(threads):  # n_jobs is for the neighbor search alone
+        return np.asarray(model.fit_transform(representation), dtype=np.float32)
 
 
 def leiden(adata, resolution: float, key: str, *, n_iterations: int, backend: str, seed: int):

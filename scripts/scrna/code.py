@@ -11,7 +11,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 #: Modules that carry a step but do not make its result: how it is logged, locked or watched.
-CARRIERS = {"log", "lock", "watch", "progress", "errors", "machine"}
+CARRIERS = {"log", "lock", "watch", "progress", "errors", "machine", "files"}
 
 
 def code_digest(script: Path) -> str:

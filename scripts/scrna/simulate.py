@@ -26,6 +26,7 @@ from anndata import AnnData
 from scipy import sparse
 
 from scrna.errors import UserError
+from scrna.files import replacing
 from scrna.progress import Progress
 from scrna.step import provenance
 
@@ -197,18 +198,11 @@ class Simulation:
         -------
         The number of non-zero counts.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-        try:
+        with replacing(path) as temporary:
             AnnData(obs=self.obs, var=self.var, uns=self._uns()).write_h5ad(temporary)
             with h5py.File(temporary, "r+", rdcc_nbytes=_CHUNK_CACHE) as file:
                 file.attrs["provenance"] = json.dumps(provenance())
-                n_counts = self._write_counts(file.create_group("X"), threads)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return n_counts
+                return self._write_counts(file.create_group("X"), threads)
 
     def _write_counts(self, group: h5py.Group, threads: int | None) -> int:
         """Append block after block to a CSR matrix as AnnData encodes it."""

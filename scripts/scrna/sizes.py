@@ -9,7 +9,7 @@ _CSR = 8
 _BASE = 2000
 
 
-def memory_mb(summary: Path | str, step: str) -> int:
+def memory_mb(summary: Path | str, step: str, *, dense_genes: int = 0) -> int:
     """Estimate the memory of a step.
 
     Parameters
@@ -18,6 +18,8 @@ def memory_mb(summary: Path | str, step: str) -> int:
         ``counts.json`` of the dataset.
     step
         The rule.
+    dense_genes
+        Genes that pca holds as a dense matrix, for regress_out and scale.
 
     Returns
     -------
@@ -35,7 +37,7 @@ def memory_mb(summary: Path | str, step: str) -> int:
     components = n_obs * 100 * 4
     held = {
         "hvg": matrix,
-        "pca": matrix + components,
+        "pca": matrix + components + n_obs * min(dense_genes, sizes["n_vars"]) * 4,
         "markers": matrix * 1.5,
         "harmony": components * 3,
         "neighbors": components + graph,

@@ -8,7 +8,6 @@ steps on tables do; all else goes through anndata.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,8 @@ from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
+
+from scrna.files import replacing
 
 h5py.get_config().track_order = True  # slots come back in the order in which they were written
 
@@ -40,21 +41,11 @@ def write(path: Path, elements: Mapping[str, Any]) -> None:
     """
     from scrna.step import provenance
 
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{path.name}.tmp-*"):  # of a process that was killed
-        if not Path("/proc", leftover.name.rpartition("-")[2]).exists():
-            leftover.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with h5py.File(temporary, "w") as file:
-            for name, value in elements.items():
-                _write_element(file, name, value)
-            file.attrs["digest"] = _digest(file)
-            file.attrs["provenance"] = json.dumps(provenance())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+        for name, value in elements.items():
+            _write_element(file, name, value)
+        file.attrs["digest"] = _digest(file)
+        file.attrs["provenance"] = json.dumps(provenance())
 
 
 def read(path: Path, name: str) -> Any:

@@ -16,8 +16,6 @@ is how those are cut:
 """
 
 import hashlib
-import os
-import shutil
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,6 +28,8 @@ import numpy as np
 import zarr
 from zarr.codecs import ZstdCodec
 from zarr.errors import ZarrUserWarning
+
+from scrna.files import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -260,22 +260,11 @@ def new_store(path: Path) -> Iterator[zarr.Group]:
     The root group, zarr v3, with AnnData's attributes. An error within removes the store; what a
     killed process left behind goes with the next try.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in path.parent.glob(f".{path.name}.tmp-*"):
-        if not Path("/proc", leftover.name.rpartition("-")[2]).exists():
-            shutil.rmtree(leftover, ignore_errors=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         root = zarr.open_group(temporary, mode="w", zarr_format=3)
         root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
         yield root
         _consolidate(temporary)
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _consolidate(store: Path) -> None:

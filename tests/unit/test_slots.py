@@ -122,8 +122,8 @@ def test_what_a_killed_write_left_goes_with_the_next(tmp_path):
         import os, signal, sys
         sys.path.append({os.path.dirname(os.path.dirname(slots.__file__))!r})
         import numpy as np
-        from scrna import slots
-        slots.os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+        from scrna import files, slots
+        files.os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
         slots.write({str(tmp_path / "a.h5")!r}, {{"obs/a": np.arange(3)}})
     """
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False)
