@@ -1,0 +1,177 @@
+"""An analysis, every step of it, and stores made by hand, for the tests of the steps."""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scanpy as sc
+from scipy import sparse
+
+from scripts.convert import convert
+from scripts.filter import filter_cells
+from scripts.final import final
+from scripts.harmony import harmony
+from scripts.hvg import hvg
+from scripts.leiden import leiden
+from scripts.louvain import louvain
+from scripts.markers import markers
+from scripts.neighbors import neighbors
+from scripts.normalize import normalize
+from scripts.pca import pca
+from scripts.qc import qc
+from scripts.trajectory import trajectory
+from scripts.tsne import tsne
+from scripts.umap import umap
+from scrna import config, slots
+from scrna.store import CSRWriter, new_store, write_tables
+
+CPU = {"backend": "cpu"}
+SEEDED = CPU | {"seed": 0}
+
+
+@cache
+def _defaults() -> dict:
+    complete = config.complete({"run": "x", "datasets": {"x": {"kind": "simulate"}}})
+    return complete["datasets"]["x"]
+
+
+def settings(step, **own):
+    """A step's default settings, some of them replaced."""
+    section = {k: v for k, v in _defaults()[step].items() if k not in ("enabled", "h5ad")}
+    assert set(own) <= set(section) | {"backend", "seed", "threads", "batch_key", "label_key"}
+    return section | own
+
+
+@dataclass
+class Analysis:
+    """The files of an analysis; those of a representation lie in a folder of its name."""
+
+    folder: Path
+    reps: list[str]
+
+    @property
+    def counts(self):
+        return self.folder / "counts.zarr"
+
+    def __getitem__(self, name):
+        return self.folder / f"{name}.h5"
+
+    @property
+    def base(self):
+        """What steps that read the matrix start with: counts, filter, normalize."""
+        return self.counts, self["filter"], self["normalize"]
+
+    @property
+    def steps(self):
+        names = ["qc", "hvg"]
+        for rep in self.reps:
+            steps = [rep, *"neighbors umap tsne leiden louvain markers trajectory".split()]
+            names += [f"{rep}/{step}" for step in steps if self[f"{rep}/{step}"].exists()]
+        return [self[name] for name in names]
+
+    def obs(self):
+        """The source's obs of the kept cells: the truth."""
+        table = ad.io.read_elem(_group(self.counts)["obs"])
+        return table[slots.read(self["filter"], "obs/keep")]
+
+    def lognorm(self):
+        """The kept cells and genes as scanpy normalises them."""
+        adata = ad.read_zarr(self.counts)
+        keep = [slots.read(self["filter"], f"{slot}/keep") for slot in ("obs", "var")]
+        adata = adata[*keep].copy()
+        adata.X = adata.X.astype(np.float32)
+        sc.pp.normalize_total(adata, target_sum=1e4)
+        sc.pp.log1p(adata)
+        return adata
+
+    def final(self, name="final.zarr", steps=None, **own):
+        out = self.folder / name
+        final(*self.base, steps or self.steps, out, **settings("final", **own))
+        return out
+
+
+def _group(path):
+    import zarr
+
+    return zarr.open_group(path, mode="r", use_consolidated=False)
+
+
+def analyse(folder, source, *, batch_key=None, label_key=None, without=(), **sections):
+    """Run the steps from a source to the trajectory; `sections` replaces default settings."""
+
+    def of(step, *more):
+        known = SEEDED | {"threads": 1, "batch_key": batch_key, "label_key": label_key}
+        return settings(step, **{k: known[k] for k in more}, **sections.get(step, {}))
+
+    done = Analysis(folder, ["pca", "harmony"] if batch_key else ["pca"])
+    convert(source, done.counts, folder / "counts.json", dataset="test")
+    qc(done.counts, done["qc"], **of("qc", "backend"))
+    filter_cells(done.counts, done["qc"], done["filter"], folder / "filter.csv", **of("filter"))
+    normalize(done.counts, done["filter"], done["normalize"], **of("normalize"))
+    ranking = of("hvg", "backend") | {"batch_key": batch_key[0] if batch_key else None}
+    hvg(*done.base, done["hvg"], **ranking)
+    before = done["pca/pca"]
+    pca(
+        done.counts, done["qc"], done["filter"], done["normalize"], done["hvg"], before,
+        **of("pca", "backend", "seed"),
+    )  # fmt: skip
+    if batch_key:
+        harmony(
+            done.counts, done["filter"], before, done["harmony/harmony"],
+            **of("harmony", "backend", "seed", "threads", "batch_key"),
+        )  # fmt: skip
+    for rep in done.reps:
+        step = {name: done[f"{rep}/{name}"] for name in [rep, *_defaults()]}
+        graph, clusters, table = step["neighbors"], step["leiden"], folder / rep / "markers.csv"
+        neighbors(step[rep], graph, **of("neighbors", "backend", "seed"))
+        leiden(graph, clusters, **of("leiden", "backend", "seed"))
+        louvain(graph, step["louvain"], **of("louvain", "backend", "seed"))
+        if "umap" not in without:
+            umap(graph, step[rep], step["umap"], **of("umap", "backend", "seed"))
+        if "tsne" not in without:
+            tsne(step[rep], step["tsne"], **of("tsne", "backend", "seed", "threads"))
+        if "markers" not in without:
+            markers(*done.base, clusters, step["markers"], table, **of("markers", "backend"))
+        if "trajectory" not in without:
+            trajectory(
+                *done.base, graph, clusters, step["trajectory"],
+                **of("trajectory", "backend", "seed", "label_key"),
+            )  # fmt: skip
+    return done
+
+
+def store(folder, X, obs=None, var=None):
+    """A counts.zarr made by hand, and a filter that keeps all of it."""
+    X = sparse.csr_matrix(X)
+    n_obs, n_vars = X.shape
+    obs = pd.DataFrame(index=range(n_obs)) if obs is None else obs
+    var = pd.DataFrame(index=range(n_vars)) if var is None else var
+    obs.index, var.index = obs.index.astype(str), var.index.astype(str)
+    with new_store(folder / "counts.zarr") as root:
+        with CSRWriter(root, "X", n_vars=n_vars) as writer:
+            writer.append(X)
+        write_tables(root, obs, var)
+    (folder / "counts.json").write_text(json.dumps({"digest": "made by hand"}))
+    keep = {"obs/keep": np.ones(n_obs, bool), "var/keep": np.ones(n_vars, bool)}
+    slots.write(folder / "filter.h5", keep)
+    return Analysis(folder, ["pca"])
+
+
+def write_pca(folder, array, rep="pca"):
+    """The step file of a representation made by hand."""
+    path = Path(folder, rep, f"{rep}.h5")
+    key = "X_pca" if rep == "pca" else "X_pca_harmony"
+    slots.write(path, {f"obsm/{key}": np.asarray(array, dtype=np.float32)})
+    return path
+
+
+def blobs(n_obs, n_comps=10, n_blobs=4, seed=0, spread=8.0):
+    """Points in blobs, and the blob of each."""
+    rng = np.random.default_rng(seed)
+    of = np.arange(n_obs) % n_blobs
+    centres = rng.normal(0, spread, (n_blobs, n_comps))
+    return (centres[of] + rng.normal(0, 1, (n_obs, n_comps))).astype(np.float32), of

@@ -1,0 +1,319 @@
+"""The one AnnData at the end: complete, true to its sources, and ready for scanpy."""
+
+import json
+from importlib.metadata import version
+
+import anndata as ad
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import scanpy as sc
+from scipy.sparse import csr_matrix
+
+from scripts.final import final, final_name, renamed
+from scrna import slots
+from tests.unit.steps import settings, store, write_pca
+
+pytest_plugins = ["tests.unit.fixtures"]
+
+
+@pytest.fixture(scope="module")
+def whole(demo):
+    """The demo before and after integration."""
+    return ad.read_zarr(demo.final())
+
+
+@pytest.fixture(scope="module")
+def plain(demo):
+    """The demo without integration."""
+    before = [path for path in demo.steps if path.parent.name != "harmony"]
+    return ad.read_zarr(demo.final("plain.zarr", before))
+
+
+@pytest.fixture
+def plots(monkeypatch):
+    mpl.use("Agg")
+    yield
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+# ---------------------------------------------------------------------------------- the matrices
+
+
+def test_x_is_what_scanpy_makes_of_the_counts(demo, whole):
+    assert isinstance(whole.X, csr_matrix)
+    assert whole.X.dtype == np.float32
+    expected = whole.layers["counts"].copy()
+    adata = ad.AnnData(expected)
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    assert (adata.X.astype(bool) != whole.X.astype(bool)).nnz == 0
+    np.testing.assert_allclose(whole.X.toarray(), adata.X.toarray(), rtol=1e-5)
+
+
+def test_counts_are_the_sources(demo, whole):
+    source = ad.read_h5ad(demo.folder / "source.h5ad")
+    source = source[whole.obs_names, whole.var_names]
+    assert whole.shape[0] < 700
+    assert isinstance(whole.layers["counts"], csr_matrix)
+    assert (whole.layers["counts"] != source.X).nnz == 0
+    truth = ["cell_type", "batch", "status", "pseudotime", "branch"]
+    pd.testing.assert_frame_equal(whole.obs[truth], source.obs[truth], check_categorical=False)
+    assert list(whole.var["gene_ids"]) == list(source.var["gene_ids"])
+
+
+def test_the_filter_is_applied(demo, whole):
+    cells, genes = (slots.read(demo["filter"], f"{slot}/keep") for slot in ("obs", "var"))
+    assert whole.shape == (cells.sum(), genes.sum())
+    totals = slots.read(demo["qc"], "obs/total_counts")[cells]
+    np.testing.assert_array_equal(whole.obs["total_counts"], totals)
+    np.testing.assert_array_equal(
+        whole.var["n_cells_kept"], whole.layers["counts"].astype(bool).sum(axis=0).A1
+    )
+    assert "keep" not in whole.obs
+    assert "keep" not in whole.var
+
+
+def few(demo):
+    """The steps that no config leaves out, without integration."""
+    wanted = ["qc", "hvg", "pca", "neighbors", "umap", "leiden"]
+    return [path for path in demo.steps if path.stem in wanted and path.parent.name != "harmony"]
+
+
+def test_many_blocks_make_the_same(demo, whole, monkeypatch, caplog):
+    monkeypatch.setattr("scrna.counts.BLOCK_NNZ", 5000)
+    caplog.set_level("INFO", "scrna")
+    again = ad.read_zarr(demo.final("blocks.zarr", few(demo)))
+    assert (again.X != whole.X).nnz == 0
+    assert (again.layers["counts"] != whole.layers["counts"]).nnz == 0
+    assert f"{whole.n_obs:,} cells × {whole.n_vars:,} genes" in caplog.text
+
+
+@pytest.mark.parametrize(("has_x", "has_counts"), [(True, False), (False, True), (False, False)])
+def test_either_matrix_may_be_left_out(demo, whole, has_x, has_counts):
+    found = ad.read_zarr(demo.final("other.zarr", few(demo), X=has_x, counts_layer=has_counts))
+    assert (found.X is not None) == has_x
+    assert ("counts" in found.layers) == has_counts
+    assert ("log1p" in found.uns) == has_x
+    assert found.shape == whole.shape
+    np.testing.assert_array_equal(found.obsm["X_pca"], whole.obsm["X_pca"])
+
+
+# ------------------------------------------------------------------------------------- the names
+
+STATISTICS = {"means", "dispersions", "dispersions_norm", "highly_variable"}
+FOUND = {"leiden", "louvain", "dpt_pseudotime"}
+
+
+def test_names_without_integration(plain):
+    assert set(plain.obsm) == {"X_pca", "X_umap", "X_tsne", "X_diffmap"}
+    assert set(plain.varm) == {"PCs"}
+    assert set(plain.obsp) == {"distances", "connectivities"}
+    assert set(plain.uns) >= {
+        "pca", "hvg", "log1p", "neighbors", "umap", "tsne", "leiden", "louvain", "leiden_sizes",
+        "paga", "diffmap_evals", "iroot", "rank_genes_groups", "provenance",
+    }  # fmt: skip
+    assert set(plain.obs) >= FOUND | {"size_factor", "pct_counts_mt", "batch"}
+    assert set(plain.var) >= STATISTICS | {"mt", "n_cells_by_counts", "n_cells_kept"}
+    assert not [name for name in [*plain.obs, *plain.uns, *plain.obsm] if name.endswith("_pca")][1:]
+
+
+def test_names_with_integration(whole):
+    before = {"X_umap_pca", "X_tsne_pca", "X_diffmap_pca"}
+    after = {"X_umap", "X_tsne", "X_diffmap"}
+    assert set(whole.obsm) == {"X_pca", "X_pca_harmony"} | before | after
+    assert set(whole.varm) == {"PCs"}
+    assert set(whole.obsp) == {
+        "distances", "connectivities", "neighbors_pca_distances", "neighbors_pca_connectivities",
+    }  # fmt: skip
+    assert set(whole.obs) >= FOUND | {f"{name}_pca" for name in FOUND}
+    names = "neighbors umap tsne leiden louvain paga diffmap_evals iroot rank_genes_groups".split()
+    expected = {*names, *(f"{name}_pca" for name in names), "leiden_sizes", "leiden_pca_sizes"}
+    assert set(whole.uns) == expected | {"pca", "hvg", "log1p", "target_sum", "provenance"}
+
+
+@pytest.mark.parametrize(("rep", "suffix"), [("harmony", ""), ("pca", "_pca")])
+def test_each_name_holds_its_representation(demo, whole, rep, suffix):
+    for name in ("umap", "tsne"):
+        values = slots.read(demo[f"{rep}/{name}"], f"obsm/X_{name}")
+        np.testing.assert_array_equal(whole.obsm[f"X_{name}{suffix}"], values)
+    labels = slots.read(demo[f"{rep}/leiden"], "obs/leiden")
+    assert list(whole.obs[f"leiden{suffix}"]) == list(labels)
+    sizes = whole.obs[f"leiden{suffix}"].value_counts(sort=False)
+    assert list(whole.uns[f"leiden{suffix}_sizes"]) == list(sizes)
+    assert whole.uns[f"paga{suffix}"]["groups"] == f"leiden{suffix}"
+    assert whole.uns[f"rank_genes_groups{suffix}"]["params"]["groupby"] == f"leiden{suffix}"
+    neighbors = whole.uns[f"neighbors{suffix}"]
+    for graph in ("distances", "connectivities"):
+        values = slots.read(demo[f"{rep}/neighbors"], f"obsp/{graph}")
+        assert (whole.obsp[neighbors[f"{graph}_key"]] != values).nnz == 0
+    root = whole.obs_names[int(whole.uns[f"iroot{suffix}"])]
+    assert whole.obs.loc[root, f"dpt_pseudotime{suffix}"] == 0
+
+
+def test_several_resolutions_and_their_markers():
+    assert final_name("obs", "leiden_0.4", "_pca") == "leiden_0.4_pca"
+    for groupby, expected in (
+        ("leiden_0.4", "leiden_0.4_pca"),
+        ("louvain", "louvain_pca"),
+        ("cell_type", "cell_type"),
+        ("leiden_of_the_paper", "leiden_of_the_paper"),
+    ):
+        value = {"params": {"groupby": groupby, "method": "wilcoxon"}, "names": 1}
+        found = renamed("rank_genes_groups", value, "_pca")
+        assert found["params"] == {"groupby": expected, "method": "wilcoxon"}
+        assert renamed("rank_genes_groups", value, "") is value
+
+
+@pytest.mark.parametrize("name", ["pca", "harmony"])
+def test_a_dataset_may_be_called_as_a_representation(tmp_path, name):
+    folder = tmp_path / name
+    files = store(folder, np.ones((60, 3)))
+    slots.write(files["normalize"], {"obs/size_factor": np.ones(60)})
+    slots.write(files["qc"], {"obs/total_counts": np.full(60, 3.0)})
+    write_pca(folder, np.ones((60, 2)))
+    slots.write(files["pca/umap"], {"obsm/X_umap": np.zeros((60, 2))})
+    steps = [files[step] for step in ("qc", "pca/pca", "pca/umap")]
+    found = ad.read_zarr(files.final(steps=steps))
+    assert set(found.obsm) == {"X_pca", "X_umap"}
+    assert "total_counts" in found.obs
+    write_pca(folder, np.ones((60, 2)), "harmony")
+    slots.write(files["harmony/umap"], {"obsm/X_umap": np.ones((60, 2))})
+    steps += [files[step] for step in ("harmony/harmony", "harmony/umap")]
+    found = ad.read_zarr(files.final(steps=steps))
+    assert set(found.obsm) == {"X_pca", "X_pca_harmony", "X_umap", "X_umap_pca"}
+    assert found.obsm["X_umap"].all()
+    assert "total_counts" in found.obs
+
+
+def test_columns_of_the_source_that_are_replaced_are_told(tmp_path, caplog):
+    obs = pd.DataFrame({"total_counts": [7.0] * 60, "mine": ["a"] * 60})
+    files = store(tmp_path, np.ones((60, 3)), obs)
+    slots.write(files["normalize"], {"obs/size_factor": np.ones(60)})
+    slots.write(files["qc"], {"obs/total_counts": np.full(60, 3.0)})
+    found = ad.read_zarr(files.final(steps=[files["qc"], write_pca(tmp_path, np.ones((60, 2)))]))
+    assert (found.obs["total_counts"] == 3).all()
+    assert (found.obs["mine"] == "a").all()
+    assert "obs of the source is replaced: total_counts" in caplog.text
+
+
+# --------------------------------------------------------------------------------- its provenance
+
+
+def test_the_provenance_of_every_step(demo, whole):
+    known = {name: json.loads(text) for name, text in whole.uns["provenance"].items()}
+    once = {"convert", "qc", "filter", "normalize", "hvg", "pca", "harmony", "final"}
+    twice = set("neighbors umap tsne leiden louvain markers trajectory".split())
+    assert set(known) == once | twice | {f"{name}_pca" for name in twice}
+    assert known["leiden"]["parameters"]["resolution"] == 0.6
+    assert known["leiden"]["step"] == known["leiden_pca"]["step"] == "leiden"
+    assert known["leiden"]["inputs"] != known["leiden_pca"]["inputs"]
+    assert known["leiden"]["inputs"]["neighbors"] == slots.digest_of(demo["harmony/neighbors"])
+    assert known["umap"]["versions"]["scanpy"] == version("scanpy")
+    assert known["final"]["parameters"] == settings("final")
+    assert known["convert"]["n_obs"] == 700
+    assert known["convert"]["digest"] == known["qc"]["inputs"]["counts"]
+
+
+# ---------------------------------------------------------------------------- what scanpy does
+
+
+@pytest.mark.parametrize(
+    ("function", "given"),
+    [
+        ("umap", {"color": ["leiden", "batch", "MARK1-1"]}),
+        ("umap", {"color": "dpt_pseudotime"}),
+        ("tsne", {"color": "cell_type"}),
+        ("pca", {"color": "leiden"}),
+        ("diffmap", {"color": "leiden"}),
+        ("embedding", {"basis": "X_pca_harmony", "color": "leiden"}),
+        ("embedding", {"basis": "umap_pca", "color": "leiden_pca"}),
+        ("embedding", {"basis": "tsne_pca", "color": "louvain_pca"}),
+        ("embedding", {"basis": "diffmap_pca", "color": "dpt_pseudotime_pca"}),
+        ("umap", {"color": "leiden", "edges": True}),
+        ("embedding", {"basis": "umap_pca", "edges": True, "neighbors_key": "neighbors_pca"}),
+        ("pca_variance_ratio", {}),
+        ("pca_loadings", {}),
+        ("highly_variable_genes", {}),
+        ("rank_genes_groups", {}),
+        ("rank_genes_groups", {"key": "rank_genes_groups_pca"}),
+        ("rank_genes_groups_dotplot", {"n_genes": 3, "dendrogram": False}),
+        (
+            "rank_genes_groups_dotplot",
+            {"n_genes": 3, "dendrogram": False, "key": "rank_genes_groups_pca"},
+        ),
+        ("rank_genes_groups_matrixplot", {"n_genes": 3, "dendrogram": False}),
+        ("paga", {}),
+        ("violin", {"keys": ["total_counts", "pct_counts_mt"], "groupby": "batch"}),
+        ("violin", {"keys": ["n_genes_by_counts"]}),
+        ("scatter", {"x": "total_counts", "y": "n_genes_by_counts", "color": "pct_counts_mt"}),
+        ("dotplot", {"var_names": ["MARK1-1", "MARK2-1"], "groupby": "leiden"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
+)
+def test_scanpy_plots_it(whole, plots, function, given):
+    getattr(sc.pl, function)(whole.copy(), show=False, **given)
+    assert mpl.pyplot.gcf().axes
+
+
+def test_scanpy_plots_the_one_without_integration(plain, plots):
+    adata = plain.copy()
+    sc.pl.umap(adata, color="leiden", show=False)
+    sc.pl.pca_variance_ratio(adata, show=False)
+    sc.pl.rank_genes_groups_dotplot(adata, n_genes=2, dendrogram=False, show=False)
+    sc.pl.paga(adata, show=False)
+    sc.pl.paga_compare(adata, basis="umap", show=False)
+
+
+def test_scanpy_goes_on_from_either_graph(demo, whole):
+    adata = whole.copy()
+    own = {"resolution": 0.6, "flavor": "igraph", "n_iterations": 2, "directed": False}
+    sc.tl.leiden(adata, key_added="again", random_state=0, **own)
+    sc.tl.leiden(adata, key_added="again_pca", random_state=0, neighbors_key="neighbors_pca", **own)
+    for suffix in ("", "_pca"):
+        table = pd.crosstab(adata.obs[f"leiden{suffix}"], adata.obs[f"again{suffix}"])
+        assert (table > 0).sum().max() == 1
+    sc.tl.umap(adata, neighbors_key="neighbors_pca", maxiter=5)
+    sc.tl.umap(adata, maxiter=5)
+    sc.tl.paga(adata, groups="leiden_pca", neighbors_key="neighbors_pca")
+    np.testing.assert_allclose(
+        adata.uns["paga"]["connectivities"].toarray(),
+        whole.uns["paga_pca"]["connectivities"].toarray(),
+    )
+
+
+def test_scanpy_goes_on_from_the_root(whole):
+    adata = whole.copy()
+    sc.tl.dpt(adata)
+    assert adata.obs["dpt_pseudotime"].iloc[int(whole.uns["iroot"])] == 0
+
+
+def test_scanpy_ranks_genes_without_complaint(whole, caplog):
+    adata = whole.copy()
+    sc.tl.rank_genes_groups(adata, "leiden", method="wilcoxon")
+    ours, theirs = (sc.get.rank_genes_groups_df(a, "0") for a in (whole, adata))
+    assert list(ours["names"].head(20)) == list(theirs["names"].head(20))
+    np.testing.assert_allclose(
+        ours["logfoldchanges"].head(20), theirs["logfoldchanges"].head(20), rtol=1e-3
+    )
+
+
+def test_steps_may_be_missing(demo):
+    """Without t-SNE, Louvain, markers and trajectory, as the config may ask."""
+    found = ad.read_zarr(demo.final("few.zarr", few(demo)))
+    assert set(found.obsm) == {"X_pca", "X_umap"}
+    assert "paga" not in found.uns
+
+
+def test_nothing_is_left_of_a_failure(demo, tmp_path):
+    slots.write(tmp_path / "pca.h5", {"obsm/X_pca": np.zeros((634, 2))})
+    slots.write(tmp_path / "worse.h5", {"obs/few": np.zeros(3)})
+    with pytest.raises(ValueError, match="Length of values"):
+        final(
+            *demo.base, [tmp_path / "pca.h5", tmp_path / "worse.h5"], tmp_path / "final.zarr",
+            **settings("final"),
+        )  # fmt: skip
+    assert not list(tmp_path.glob("*final.zarr*"))

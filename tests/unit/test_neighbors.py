@@ -1,0 +1,113 @@
+"""The neighbor graph: scanpy's, whatever the number of cells."""
+
+import anndata as ad
+import numpy as np
+import pytest
+import scanpy as sc
+from sklearn.neighbors import NearestNeighbors
+
+from scripts.neighbors import neighbors
+from scrna import slots
+from scrna.graphs import open_graph, representation
+from tests.unit.steps import SEEDED, blobs, settings, write_pca
+
+pytest_plugins = ["tests.unit.fixtures"]
+
+
+def find(folder, array, **own):
+    path = write_pca(folder, array)
+    neighbors(path, folder / "neighbors.h5", **settings("neighbors", **SEEDED, **own))
+    return open_graph(folder / "neighbors.h5")
+
+
+def recall(graph, array, n=14):
+    """Share of the n exact nearest neighbors that are in the graph."""
+    search = NearestNeighbors(n_neighbors=n + 1).fit(array)
+    exact = search.kneighbors(array, return_distance=False)[:, 1:]
+    distances = graph.obsp["distances"]
+    found = np.asarray(distances[np.arange(len(array))[:, None], exact].todense())
+    return (found > 0).mean()
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_the_graph_is_scanpys(demo, tmp_path, metric):
+    array = slots.read(demo["harmony/harmony"], "obsm/X_pca_harmony")
+    path = write_pca(tmp_path, array, "harmony")
+    own = {"n_neighbors": 12, "n_pcs": 20, "metric": metric}
+    neighbors(path, tmp_path / "neighbors.h5", **settings("neighbors", **SEEDED, **own))
+    found = open_graph(tmp_path / "neighbors.h5")
+    expected = ad.AnnData(obsm={"X": array})
+    sc.pp.neighbors(expected, use_rep="X", random_state=0, **own)
+    for key in ("distances", "connectivities"):
+        assert found.obsp[key].nnz == expected.obsp[key].nnz > 0
+        np.testing.assert_allclose(
+            found.obsp[key].toarray(), expected.obsp[key].toarray(), atol=1e-6
+        )
+    params = found.uns["neighbors"]["params"]
+    assert params["n_neighbors"] == 12
+    assert params["n_pcs"] == 20
+    assert params["use_rep"] == "X_pca_harmony"
+    assert params["metric"] == metric
+    assert found.uns["neighbors"]["connectivities_key"] == "connectivities"
+
+
+@pytest.mark.parametrize("rep", ["pca", "harmony"])
+def test_the_graph_is_symmetric_and_finite(demo, rep):
+    graph = open_graph(demo[f"{rep}/neighbors"])
+    weights, distances = graph.obsp["connectivities"], graph.obsp["distances"]
+    assert weights.shape == (len(demo.obs()),) * 2
+    assert abs(weights - weights.T).max() < 1e-6
+    assert weights.diagonal().max() == 0
+    assert np.isfinite(weights.data).all()
+    assert np.isfinite(distances.data).all()
+    assert weights.data.min() > 0
+    assert weights.data.max() <= 1
+    assert (np.diff(distances.indptr) == 14).all()  # 15 with the cell itself
+    assert recall(graph, representation(demo[f"{rep}/{rep}"], 40)[1]) == 1
+
+
+def test_neighbors_are_of_the_same_blob(tmp_path):
+    array, blob = blobs(300)
+    edges = find(tmp_path, array).obsp["connectivities"].tocoo()
+    assert (blob[edges.row] == blob[edges.col]).mean() > 0.99
+
+
+def test_more_neighbors_than_cells(tmp_path, caplog):
+    graph = find(tmp_path, blobs(10)[0], n_neighbors=15)
+    assert "n_neighbors is 15, but there are 10 cells: 9 are taken" in caplog.text
+    assert graph.uns["neighbors"]["params"]["n_neighbors"] == 9
+    assert (np.diff(graph.obsp["distances"].indptr) == 8).all()
+
+
+def test_more_components_than_there_are(tmp_path, caplog):
+    graph = find(tmp_path, blobs(60, n_comps=7)[0], n_pcs=40)
+    assert "n_pcs is 40, but there are 7 components: all are used" in caplog.text
+    assert graph.uns["neighbors"]["params"]["n_pcs"] == 7
+
+
+def test_fewer_components_than_there_are(tmp_path, caplog):
+    array, _ = blobs(60)
+    array[:, 5:] *= 100  # would decide everything, were they used
+    assert recall(find(tmp_path, array, n_pcs=5), array[:, :5]) == 1
+    assert "components: all are used" not in caplog.text
+
+
+@pytest.fixture(scope="module")
+def many():
+    """More cells than scanpy searches exactly."""
+    return blobs(9000, n_comps=15, n_blobs=6)[0]
+
+
+@pytest.mark.slow  # pynndescent compiles for half a minute
+def test_many_cells_are_searched_approximately_and_well(many, tmp_path):
+    graph = find(tmp_path, many)
+    assert recall(graph, many) > 0.95
+    weights = graph.obsp["connectivities"]
+    assert abs(weights - weights.T).max() < 1e-6
+    assert np.isfinite(weights.data).all()
+
+
+@pytest.mark.slow
+def test_the_seed_decides_the_approximate_search(many, tmp_path):
+    first, second = (find(tmp_path / name, many).obsp["distances"] for name in "ab")
+    assert (first != second).nnz == 0

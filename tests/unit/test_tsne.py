@@ -1,0 +1,76 @@
+"""t-SNE: what is near is near in the picture; the perplexity fits the number of cells."""
+
+import numpy as np
+import pytest
+from sklearn.manifold import trustworthiness
+
+from scripts.tsne import tsne
+from scrna import slots
+from scrna.errors import UserError
+from scrna.graphs import representation
+from tests.unit.steps import SEEDED, blobs, settings, write_pca
+
+pytest_plugins = ["tests.unit.fixtures"]
+
+
+@pytest.fixture
+def do(tmp_path):
+    def do(array, **own):
+        path, out = write_pca(tmp_path, array), tmp_path / "tsne.h5"
+        tsne(path, out, **settings("tsne", **SEEDED | own))
+        return slots.read(out, "obsm/X_tsne"), slots.read(out, "uns/tsne")["params"]
+
+    return do
+
+
+@pytest.mark.parametrize("rep", ["pca", "harmony"])
+def test_neighbors_stay_neighbors(demo, rep):
+    embedding = slots.read(demo[f"{rep}/tsne"], "obsm/X_tsne")
+    _, array = representation(demo[f"{rep}/{rep}"], 40)
+    assert embedding.shape == (len(demo.obs()), 2)
+    assert embedding.dtype == np.float32
+    assert np.isfinite(embedding).all()
+    shuffled = np.random.default_rng(0).permutation(embedding)
+    assert trustworthiness(array, shuffled, n_neighbors=15) < 0.6
+    assert trustworthiness(array, embedding, n_neighbors=15) > 0.85
+    params = slots.read(demo[f"{rep}/tsne"], "uns/tsne")["params"]
+    assert params["perplexity"] == 30
+    assert params["use_rep"] == ("X_pca" if rep == "pca" else "X_pca_harmony")
+
+
+def test_the_same_seed_gives_the_same(do):
+    array, _ = blobs(100)
+    np.testing.assert_array_equal(do(array)[0], do(array)[0])
+
+
+def test_blobs_stay_apart(do):
+    array, blob = blobs(200)
+    embedding, _ = do(array)
+    centres = np.array([embedding[blob == i].mean(axis=0) for i in range(4)])
+    nearest = np.linalg.norm(embedding[:, None] - centres, axis=2).argmin(axis=1)
+    assert (nearest == blob).all()
+
+
+def test_the_perplexity_of_fifty_cells(do, caplog):
+    embedding, params = do(blobs(50)[0])
+    assert "perplexity is 30, but 50 cells allow 16.3: lowered" in caplog.text
+    assert params["perplexity"] == pytest.approx(49 / 3)
+    assert embedding.shape == (50, 2)
+
+
+def test_a_perplexity_that_fits_stays(do, caplog):
+    _, params = do(blobs(91)[0])
+    assert "lowered" not in caplog.text
+    assert params["perplexity"] == 30
+
+
+def test_parameters_reach_the_library(do):
+    array, _ = blobs(100)
+    usual, _ = do(array)
+    for own in ({"learning_rate": 20}, {"early_exaggeration": 2}, {"perplexity": 5}):
+        assert not np.allclose(do(array, **own)[0], usual, rtol=1e-2)
+
+
+def test_a_single_component_is_refused(do):
+    with pytest.raises(UserError, match=r"t-SNE starts from two components, and there is one"):
+        do(blobs(60)[0], n_pcs=1)
