@@ -33,11 +33,11 @@ def leiden(
     resolution
         One, or a list; higher ones give more clusters.
     n_iterations
-        Most iterations; None is 100 levels of cuGraph's, 2 rounds of igraph's.
+        Most iterations; None goes on until nothing improves (cuGraph: at most 100 levels).
     backend, seed
         Where, and from which seed.
     """
-    rounds = n_iterations or {"gpu": 100, "cpu": 2}[backend]
+    rounds = n_iterations or {"gpu": 100, "cpu": -1}[backend]
 
     def cluster(adata, resolution: float, key: str) -> None:
         backends.leiden(adata, resolution, key, n_iterations=rounds, backend=backend, seed=seed)

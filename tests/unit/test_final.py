@@ -270,7 +270,7 @@ def test_scanpy_plots_the_one_without_integration(plain, plots):
 
 def test_scanpy_goes_on_from_either_graph(demo, whole):
     adata = whole.copy()
-    own = {"resolution": 0.6, "flavor": "igraph", "n_iterations": 2, "directed": False}
+    own = {"resolution": 0.6, "flavor": "igraph", "n_iterations": -1, "directed": False}
     sc.tl.leiden(adata, key_added="again", random_state=0, **own)
     sc.tl.leiden(adata, key_added="again_pca", random_state=0, neighbors_key="neighbors_pca", **own)
     for suffix in ("", "_pca"):
