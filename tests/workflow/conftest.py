@@ -1,0 +1,159 @@
+"""Real Snakemake runs, on a copy of the workflow's code, which an edit meanwhile does not disturb.
+
+`done` is one complete small run that the tests share; a test that changes something takes a copy.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = Path(__file__).parent / "configs"
+#: What the shared run does for the dataset `plain`, beside what it does for `toy`.
+FEATURES = ["seurat_v3", "scaled", "tsne", "resolutions", "labels", "h5ad"]
+CODE = ["Snakefile", "rules", "scripts", "config", "profiles", "envs", "cpu", "spark"]
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """The workflow: its code in one folder, its working directory another.
+
+    Parameters
+    ----------
+    code, folder
+        The two folders.
+    config
+        Config files, each laid over those before it.
+    output
+        What the run that made the folder printed.
+    """
+
+    code: Path
+    folder: Path
+    config: tuple[Path, ...] = ()
+    output: str = ""
+
+    def over(self, *settings: str) -> "Workflow":
+        """Lay settings over the config: a file of `configs`, or YAML as text."""
+        return replace(self, config=self.config + tuple(map(self._file, settings)))
+
+    def at(self, folder: Path) -> "Workflow":
+        """Copy the working directory, its times included, as cp -a does."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return replace(self, folder=folder)
+
+    def clone(self, folder: Path) -> "Workflow":
+        """Copy the code, which thereby is as new as from a fresh clone; the folder stays."""
+        return replace(self, code=clone(self.code, folder))
+
+    def start(self, *targets: str, options: tuple[str, ...] = (), **popen) -> subprocess.Popen:
+        """Start Snakemake in a process group of its own, as a terminal does."""
+        command = [sys.executable, "-m", "snakemake", *self._arguments(*options), "--", *targets]
+        return subprocess.Popen(command, env=environment(), text=True, process_group=0, **popen)
+
+    def run(self, *targets: str, options: tuple[str, ...] = (), fails: bool = False) -> str:
+        """Run Snakemake to its end; return what it printed."""
+        process = self.start(
+            *targets, options=options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        output = process.communicate(timeout=180)[0]
+        assert process.returncode == int(fails), output
+        return output
+
+    def due(self, *targets: str) -> set[str]:
+        """List the jobs that a run would do: the rule, and where its files lie in results/."""
+        return self.plans(self, targets=targets)[0]
+
+    @staticmethod
+    def plans(*workflows: "Workflow", targets: tuple[str, ...] = ()) -> list[set[str]]:
+        """List the jobs that are `due` in each of several workflows."""
+        with tempfile.TemporaryDirectory() as folder:
+            answers = [f"{folder}/{number}" for number in range(len(workflows))]
+            commands = [[*w._arguments("--summary"), "--", *targets] for w in workflows]
+            subprocess.run(
+                [sys.executable, Path(__file__).with_name("plans.py")],
+                input=json.dumps(list(zip(commands, answers, strict=True))),
+                env=environment(),
+                text=True,
+                check=True,
+            )
+            return [_jobs(Path(answer).read_text()) for answer in answers]
+
+    def _arguments(self, *options: str) -> list[str]:
+        options += ("--snakefile", f"{self.code}/Snakefile", "--directory", str(self.folder))
+        options += ("--profile", f"{self.code}/profiles/cpu")
+        if self.config:
+            options += ("--configfile", *map(str, self.config))
+        return list(options)
+
+    def _file(self, setting: str) -> Path:
+        if setting.endswith(".yaml"):
+            return CONFIGS / setting
+        with tempfile.NamedTemporaryFile(
+            "w", dir=self.folder.parent, suffix=".yaml", delete=False
+        ) as file:
+            file.write(setting)
+        return Path(file.name)
+
+
+def _jobs(summary: str) -> set[str]:
+    """Read which jobs are due from what `snakemake --summary` prints: a line for each file."""
+    assert "\noutput_file\t" in summary, summary
+    jobs = set()
+    for line in summary.split("\noutput_file\t")[1].splitlines()[1:]:
+        name, _, rule, *_, plan = line.split("\t")
+        file = Path(name)
+        place = file.parent if file.parts[0] == "results" else Path("results", file.stem)
+        if plan != "no update":
+            jobs.add(f"{rule} {place.relative_to('results')}")
+    return jobs
+
+
+def clone(code: Path, folder: Path) -> Path:
+    """Copy the workflow's code, the times of its files apart."""
+    folder.mkdir()
+    for source in (code / name for name in CODE):
+        if source.is_dir() and not source.is_symlink():
+            ignore = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, folder / source.name, copy_function=shutil.copy, ignore=ignore)
+        else:
+            shutil.copy(source, folder, follow_symlinks=False)
+    return folder
+
+
+def environment() -> dict[str, str]:
+    """Return the variables of a run.
+
+    numba compiles for longer than all steps take here, and changes nothing of what is shown.
+    """
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
+    return kept | {"NUMBA_DISABLE_JIT": "1"}
+
+
+@pytest.fixture(scope="session")
+def code(tmp_path_factory) -> Path:
+    """The workflow's code as it is now, in a folder of its own."""
+    return clone(ROOT, tmp_path_factory.mktemp("code") / "clone")
+
+
+@pytest.fixture
+def fresh(code, tmp_path) -> Workflow:
+    """The workflow in an empty working directory."""
+    (tmp_path / "work").mkdir()
+    return Workflow(code, tmp_path / "work")
+
+
+@pytest.fixture(scope="session")
+def done(code, tmp_path_factory) -> Workflow:
+    """The workflow after a complete run, with every feature. Take a copy to change its folder."""
+    folder = tmp_path_factory.mktemp("done") / "work"
+    folder.mkdir()
+    workflow = Workflow(code, folder).over("base.yaml", *(f"{name}.yaml" for name in FEATURES))
+    return replace(workflow, output=workflow.run())
