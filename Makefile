@@ -18,6 +18,7 @@ export PYTHON
 
 run: env
 	snakemake --profile $(PROFILE) $(ARGS)
+	@echo "The results lie in results/, a folder a dataset; README.md says what they are."
 
 test: env
 	pytest $(ARGS)

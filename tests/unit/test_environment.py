@@ -126,7 +126,12 @@ def test_python_versions_agree():
 
 def imported(folder: str) -> dict[str, Path]:
     """The modules from elsewhere that the Python files of a folder import, each with one file."""
-    own = {path.stem for path in (ROOT / "scripts").iterdir()} | {"scripts", "tests", "envs", "docs"}
+    own = {path.stem for path in (ROOT / "scripts").iterdir()} | {
+        "scripts",
+        "tests",
+        "envs",
+        "docs",
+    }
     found = {}
     for path in (ROOT / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

@@ -5,6 +5,7 @@ import pytest
 from sklearn.manifold import trustworthiness
 
 from scripts.tsne import tsne
+from scrna import backend as backends
 from scrna import slots
 from scrna.errors import UserError
 from scrna.graphs import representation
@@ -74,3 +75,26 @@ def test_parameters_reach_the_library(do):
 def test_a_single_component_is_refused(do):
     with pytest.raises(UserError, match=r"t-SNE starts from two components, and there is one"):
         do(blobs(60)[0], n_pcs=1)
+
+
+@pytest.mark.parametrize(("cells", "expected"), [(60, 200), (9_600, 200), (48_000, 1_000)])
+def test_the_learning_rate_grows_with_the_cells(tmp_path, monkeypatch, cells, expected):
+    asked = {}
+
+    def embed(array, **settings):
+        asked.update(settings)
+        return np.zeros((len(array), 2), dtype=np.float32)
+
+    monkeypatch.setattr(backends, "tsne", embed)
+    path = write_pca(tmp_path, np.zeros((cells, 3), dtype=np.float32))
+    tsne(
+        path,
+        tmp_path / "tsne.h5",
+        n_pcs=3,
+        perplexity=5,
+        early_exaggeration=12,
+        learning_rate="auto",
+        backend="cpu",
+        seed=0,
+    )
+    assert asked["learning_rate"] == expected
