@@ -18,6 +18,7 @@ from scrna import machine
 from scrna.code import code_digest
 from scrna.errors import UserError
 from scrna.lock import directory_lock
+from scrna.names import is_clustering
 from scrna.sizes import memory_mb
 from scrna.watch import announce
 
@@ -137,7 +138,7 @@ def representation(wildcards):
 def marker_groups(wildcards):
     """The clustering that markers are computed for; none for a column of obs."""
     groupby = DATASETS[wildcards.dataset]["markers"]["groupby"]
-    if not checks.is_clustering(groupby):
+    if not is_clustering(groupby):
         return []
     return f"results/{wildcards.dataset}/{wildcards.rep}/{groupby.split('_')[0]}.h5"
 

@@ -11,7 +11,6 @@ Settings: section ``final``. Inputs: ``counts.zarr`` and all step files. Output:
 """
 
 import json
-import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,13 @@ import numpy as np
 from scrna import slots
 from scrna.counts import Counts, kept, log_normalize
 from scrna.log import log
+from scrna.names import is_clustering
 from scrna.progress import Progress
 from scrna.step import provenance, run, step
 from scrna.store import CSRWriter, bytes_on_disk, new_store, write_tables
 
 #: Parts of a name in uns that sc.pp.neighbors derives from its key.
 _GRAPHS = ("distances", "connectivities")
-#: What markers group by, unless by a column of obs.
-_CLUSTERING = re.compile(r"(leiden|louvain)(_[0-9.]+)?")
 
 
 @step
@@ -144,7 +142,7 @@ def renamed(name: str, value: Any, suffix: str) -> Any:
         return value | {"groups": value["groups"] + suffix}
     if name == "rank_genes_groups":
         groupby = value["params"]["groupby"]
-        if _CLUSTERING.fullmatch(groupby):
+        if is_clustering(groupby):
             return value | {"params": value["params"] | {"groupby": groupby + suffix}}
     return value
 

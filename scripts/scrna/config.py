@@ -18,6 +18,7 @@ if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[1]))
 
 from scrna.errors import UserError
+from scrna.names import is_clustering
 from scrna.schema import SCHEMA, as_yaml, errors_in, nearest, resolve, schema, with_defaults
 
 #: The steps that a dataset may override, as the schema names their sections.
@@ -130,11 +131,6 @@ def batch_keys(dataset: Mapping[str, Any]) -> list[str]:
     """List a dataset's batch columns; none means no integration."""
     keys = dataset["batch_key"] or []
     return [keys] if isinstance(keys, str) else list(keys)
-
-
-def is_clustering(groupby: str) -> bool:
-    """Tell whether cells are grouped by a clustering of ours rather than by a column of obs."""
-    return re.fullmatch(r"(leiden|louvain)(_[0-9.]+)?", groupby) is not None
 
 
 class Source(NamedTuple):

@@ -13,6 +13,7 @@ from scrna.errors import UserError
 from scrna.sources import base, hdf5, mtx, open_source
 from scrna.sources.base import NotMatrix
 from scrna.sources.hdf5 import Column, thread_pool
+from tests.unit.source_reading import assert_same, read
 
 # anndata 0.13 asks pandas for options that pandas 3.1 deprecates
 pytestmark = [
@@ -43,22 +44,6 @@ def adata(X, **slots):
     )
     var = pd.DataFrame({"n": 1}, index=[f"gene{i}" for i in range(X.shape[1])])
     return ad.AnnData(X, obs=obs, var=var, **slots)
-
-
-def read(path, matrix="X", cells=None, **options):
-    """All that a source gives: obs, var, the matrix of the cells asked for, number of blocks."""
-    with open_source(path, **options) as source:
-        obs = source.obs()
-        cells = np.ones(len(obs), bool) if cells is None else cells
-        blocks = list(source.blocks(matrix, cells))
-        numbers = np.concatenate([block.cells for block in blocks])
-        np.testing.assert_array_equal(numbers, np.flatnonzero(cells))
-        return obs, source.var(matrix), sp.vstack([b.counts for b in blocks], "csr"), len(blocks)
-
-
-def assert_same(a, b):
-    assert a.shape == b.shape
-    assert (a != b).nnz == 0
 
 
 def change(folder, name, function):

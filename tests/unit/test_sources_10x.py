@@ -10,6 +10,7 @@ import scipy.sparse as sp
 
 from scrna.errors import UserError
 from scrna.sources import base, hdf5, mtx, open_source
+from tests.unit.source_reading import assert_same, read
 
 
 @pytest.fixture(autouse=True)
@@ -25,22 +26,6 @@ def counts(n_obs=60, n_vars=40, density=0.2, seed=0):
     dense[[5, -1]] = 0  # cells without a count
     dense[1, 0] = 1
     return sp.csr_matrix(dense.astype(np.float32))
-
-
-def read(path, matrix="X", cells=None, **options):
-    """All that a source gives: obs, var, the matrix of the cells asked for, number of blocks."""
-    with open_source(path, **options) as source:
-        obs = source.obs()
-        cells = np.ones(len(obs), bool) if cells is None else cells
-        blocks = list(source.blocks(matrix, cells))
-        numbers = np.concatenate([block.cells for block in blocks])
-        np.testing.assert_array_equal(numbers, np.flatnonzero(cells))
-        return obs, source.var(matrix), sp.vstack([b.counts for b in blocks], "csr"), len(blocks)
-
-
-def assert_same(a, b):
-    assert a.shape == b.shape
-    assert (a != b).nnz == 0
 
 
 # -------------------------------------------------------------------------------------------- 10x
