@@ -9,7 +9,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -18,12 +18,16 @@ if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[1]))
 
 from scrna.errors import UserError
+from scrna.execution import blocks_problems
 from scrna.names import is_clustering
 from scrna.schema import SCHEMA, as_yaml, errors_in, nearest, resolve, schema, with_defaults
+from scrna.sizes import MATRIX_STEPS
 
 #: The steps that a dataset may override, as the schema names their sections.
 SECTIONS = "qc filter normalize hvg pca harmony neighbors umap tsne leiden louvain".split()
 SECTIONS += "markers trajectory final".split()
+#: What `run: auto` takes: bytes of GPU memory from which on, and the dataset.
+PICKS = [(96e9, "cell_atlas"), (24e9, "brain_1m")]
 MARK = "# ---- every setting of every step, with its default (written from the schema) ----"
 #: The PCA solvers of each backend, by what they are given: see scanpy.pp.pca and rsc.pp.pca.
 SOLVERS = {
@@ -42,6 +46,51 @@ QC_COLUMNS = re.compile(
 )
 
 
+def pick_run(
+    config: Mapping[str, Any], gpu_memory: Callable[[], int | None]
+) -> tuple[dict[str, Any], str | None]:
+    """Put a dataset's name in place of ``run: auto``: the largest that the GPU is up to.
+
+    Parameters
+    ----------
+    config
+        The config as Snakemake merged it from its files.
+    gpu_memory
+        Tells the bytes of the first GPU's memory, the host's where they share it; None without a
+        GPU. Asked for `auto` alone.
+
+    Returns
+    -------
+    The config, and the line for the terminal that says what was picked and why; None where `run`
+    names datasets itself, one called auto among them.
+
+    Raises
+    ------
+    UserError
+        If there is no GPU, its memory is too small, or the dataset is not defined.
+    """
+    datasets = config.get("datasets") or {}
+    if config.get("run") != "auto" or "auto" in datasets:
+        return dict(config), None
+    total = gpu_memory()
+    names = [name for least, name in PICKS if total is not None and total >= least]
+    advice = "name a dataset yourself, e.g. run: demo"
+    if total is None:
+        msg = f"run: auto picks a dataset by the GPU's memory, and there is no GPU here; {advice}"
+        raise UserError(msg)
+    if not names:
+        least, smallest = PICKS[-1]
+        msg = (
+            f"run: auto picks no dataset for a GPU with {total / 1e9:.1f} GB of memory: "
+            f"{smallest}, the smaller one, is for {least / 1e9:.0f} GB and more; {advice}"
+        )
+        raise UserError(msg)
+    if names[0] not in datasets:
+        msg = f"run: auto picks {names[0]}, which datasets does not define; define it, or {advice}"
+        raise UserError(msg)
+    return {**config, "run": names[0]}, f"run: {names[0]} (auto: the GPU has {total / 1e9:.1f} GB)"
+
+
 def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     """Check a config and fill in what it leaves out.
 
@@ -52,8 +101,8 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns
     -------
-    The config with every default; `run` is a list, and every dataset that runs has every section
-    of `SECTIONS`, its own overrides laid over the config's.
+    The config with every default; `run` is a list, and every dataset that runs has `execution` and
+    every section of `SECTIONS`, its own overrides laid over the config's.
 
     Raises
     ------
@@ -262,12 +311,27 @@ def _problems(dataset: Mapping[str, Any], backend: str) -> Iterator[str]:
     if "label" in root and not dataset["label_key"]:
         yield "trajectory.root names a label, but label_key is not set"
     if backend == "cpu" and dataset["markers"]["method"] == "wilcoxon_binned":
-        yield "markers.method wilcoxon_binned is the GPU's; on the CPU take wilcoxon"
+        instead = "t-test" if dataset["execution"] == "blocks" else "wilcoxon"
+        yield f"markers.method wilcoxon_binned is the GPU's; on the CPU take {instead}"
+    yield from _search_problems(dataset["neighbors"], backend)
     if batch_keys(dataset):
         yield from _harmony_problems(dataset["harmony"], len(batch_keys(dataset)), backend)
     yield from _pattern_problems(dataset["qc"])
     yield from _solver_problems(dataset["pca"], backend)
     yield from _clustering_problems(dataset)
+    if dataset["execution"] == "blocks":
+        for step in MATRIX_STEPS:
+            if dataset[step].get("enabled", True):
+                for problem in blocks_problems(step, dataset[step], backend):
+                    yield f"{problem} (execution: blocks)"
+
+
+def _search_problems(neighbors: Mapping[str, Any], backend: str) -> Iterator[str]:
+    algorithm, metric = neighbors["algorithm"], neighbors["metric"]
+    if backend == "cpu" and algorithm != "auto":
+        yield f"neighbors.algorithm {algorithm} is the GPU's; on the CPU take auto"
+    if (algorithm, metric) == ("cagra", "cosine"):
+        yield "neighbors.algorithm cagra does not do metric cosine; take auto or nn_descent"
 
 
 def _harmony_problems(harmony: Mapping[str, Any], n_keys: int, backend: str) -> Iterator[str]:
@@ -329,6 +393,7 @@ def _dataset(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         {key: value for key, value in given.items() if key not in SECTIONS},
         {"type": "object", "properties": own},
     )
+    full["execution"] = full["execution"] or config["execution"]
     for section in SECTIONS:
         full[section] = {**config[section], **given.get(section, {})}
     return full

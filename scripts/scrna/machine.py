@@ -6,18 +6,22 @@ the DAG is built.
 
 import importlib.util
 import os
-from collections.abc import Iterator
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Self
 
 from scrna.errors import UserError
+from scrna.host import CGROUPS, PROC, Memory, gib, host_memory, meminfo
+from scrna.log import log
 
 MIN_COMPUTE_CAPABILITY = (7, 5)  # the oldest that rapids-singlecell's GPU code covers
 MIN_CUDA = 13  # the pinned RAPIDS is the build for CUDA 13
-
-_PROC = Path("/proc")
-_CGROUPS = Path("/sys/fs/cgroup")
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -49,25 +53,6 @@ class Gpu:
     memory_total: int | None
     unified: bool
     driver: str
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Memory in bytes, and who said so.
-
-    Parameters
-    ----------
-    total
-        Bytes that there are.
-    available
-        Bytes that a new allocation may take without pushing anything out.
-    source
-        Where the figures come from: ``NVML``, ``/proc/meminfo`` or a cgroup's folder.
-    """
-
-    total: int
-    available: int
-    source: str
 
 
 def gpus() -> list[Gpu]:
@@ -124,51 +109,169 @@ def resolve_backend(asked: str) -> tuple[str, str]:
     return "cpu", f"backend: cpu ({problem})"
 
 
-def available_memory(gpu: Gpu, *, proc: Path = _PROC) -> Memory:
-    """Tell how much memory a GPU has left.
+def gpu_memory() -> int | None:
+    """Tell the bytes of the first GPU's memory, maybe the host's; None where there is no GPU."""
+    found = gpus()
+    if not found:
+        return None
+    return found[0].memory_total or meminfo().total
+
+
+def available_memory(
+    gpu: Gpu | None, *, limit: int | None = None, proc: Path = PROC, cgroups: Path = CGROUPS
+) -> Memory:
+    """Tell how much memory a GPU has left, or the host.
 
     On a device that shares the host's memory NVML does not answer, and cudaMemGetInfo counts page
-    cache as taken that the kernel would give back; /proc/meminfo is right there.
+    cache as taken that the kernel would give back; the host's own figures are right there.
+
+    Parameters
+    ----------
+    gpu
+        One of `gpus`; None asks for the host.
+    limit
+        Bytes that a process takes there at most (the config's gpu.limit_gb).
+    proc, cgroups
+        The file systems to ask; for tests.
+    """
+    if gpu is None or gpu.unified:
+        memory = host_memory(proc=proc, cgroups=cgroups)
+    else:
+        with _reader(gpu, proc) as read:
+            memory = read()
+    if limit is None or limit >= memory.total:
+        return memory
+    return Memory(limit, min(memory.available, limit), f"gpu.limit_gb, {memory.source}")
+
+
+def wait_for_memory(
+    gpu: Gpu,
+    needed: int,
+    wait_s: float,
+    *,
+    held: int = 0,
+    read: Callable[[], Memory] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Wait until a GPU has memory free: what a killed process held may linger for a minute.
 
     Parameters
     ----------
     gpu
         One of `gpus`.
-    proc
-        The proc file system; for tests.
+    needed
+        Bytes.
+    wait_s
+        Seconds to wait for them.
+    held
+        Bytes that this process holds already without using them, in its pool: they count as free.
+    read
+        Tells the memory; `available_memory` if None.
+    clock, sleep
+        Python's; for tests.
+
+    Raises
+    ------
+    UserError
+        If they are not free in time, or there are not as many: the figures, and what to do.
     """
-    if gpu.unified:
-        return _meminfo(proc)
-    import pynvml
+    read = read or partial(available_memory, gpu)
+    start, said = clock(), False
+    while (memory := read()).available + held < needed:
+        waited = clock() - start
+        if needed > memory.total or waited >= wait_s:
+            raise UserError(_too_little(gpu, needed, memory, held, waited))
+        if not said:
+            log.info(
+                "waiting up to %.0f s for %s on %s: %s of %s are free (%s)",
+                wait_s,
+                gib(needed),
+                gpu.name,
+                gib(memory.available + held),
+                gib(memory.total),
+                memory.source,
+            )
+            said = True
+        sleep(min(1.0, wait_s - waited))
 
-    pynvml.nvmlInit()
-    try:
-        memory = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid))
-        return Memory(memory.total, memory.free, "NVML")
-    finally:
-        pynvml.nvmlShutdown()
+
+def pool_held() -> int:
+    """Tell the bytes on the GPU that RMM's pool in this process holds and nothing uses."""
+    if "rmm" not in sys.modules:
+        return 0
+    import rmm.mr
+    import rmm.statistics
+
+    used = rmm.statistics.get_statistics()
+    resource = rmm.mr.get_current_device_resource()
+    while not hasattr(resource, "pool_size"):
+        if not hasattr(resource, "get_upstream"):
+            return 0
+        resource = resource.get_upstream()
+    return max(0, resource.pool_size() - used.current_bytes) if used else 0
 
 
-def host_memory(*, proc: Path = _PROC, cgroups: Path = _CGROUPS) -> Memory:
-    """Tell how much memory this process may use on the host.
+def allocated() -> int:
+    """Tell the bytes on the GPU that are allocated through RMM in this process."""
+    if "rmm" not in sys.modules:
+        return 0
+    import rmm.statistics
 
-    The machine's memory, or what the tightest cgroup around the process (a container, a SLURM
-    job) leaves of it. Page cache that a cgroup would drop first (inactive_file) is not counted
-    against its limit.
+    used = rmm.statistics.get_statistics()
+    return used.current_bytes if used else 0
+
+
+class MemoryPeak:
+    """The most memory that a GPU had in use while the block ran, all processes together.
+
+    CUDA's allocations do not show in a process's own figures where the GPU shares the host's
+    memory, so the machine's are sampled, in a thread.
 
     Parameters
     ----------
-    proc, cgroups
-        The file systems to ask; for tests.
+    gpu
+        One of `gpus`; None samples the host's memory.
+    interval
+        Seconds between two samples.
+    proc
+        The proc file system; for tests.
+
+    Attributes
+    ----------
+    start_bytes, peak_bytes
+        In use at the beginning, and at the most since; None before the block is entered.
     """
-    memory = _meminfo(proc)
-    for folder, limit, used in _cgroup_limits(proc, cgroups):
-        available = max(0, limit - used)
-        if limit < memory.total:
-            memory = Memory(limit, min(memory.available, available), str(folder))
-        elif available < memory.available:
-            memory = Memory(memory.total, available, str(folder))
-    return memory
+
+    def __init__(self, gpu: Gpu | None, *, interval: float = 0.1, proc: Path = PROC):
+        self.start_bytes: int | None = None
+        self.peak_bytes: int | None = None
+        self._gpu, self._interval, self._proc = gpu, interval, proc
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        read = self._stack.enter_context(_reader(self._gpu, self._proc))
+        self._sample(read)
+        self.start_bytes = self.peak_bytes
+        done = threading.Event()
+
+        def watch() -> None:
+            with suppress(Exception):  # a driver that stops answering: the peak so far is kept
+                while not done.wait(self._interval):
+                    self._sample(read)
+
+        thread = threading.Thread(target=watch, name="memory-peak", daemon=True)
+        thread.start()
+        self._stack.callback(thread.join)
+        self._stack.callback(done.set)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stack.close()
+
+    def _sample(self, read: Callable[[], Memory]) -> None:
+        memory = read()
+        self.peak_bytes = max(self.peak_bytes or 0, memory.total - memory.available)
 
 
 def _look() -> tuple[list[Gpu], str | None]:
@@ -281,45 +384,48 @@ def _mig(uuid: str) -> list[Gpu]:
 
 def _memory_in_words(gpu: Gpu) -> str:
     if gpu.unified:
-        return f"unified memory {_meminfo(_PROC).total / _GIB:.1f} GiB"
-    return f"memory {gpu.memory_total / _GIB:.1f} GiB"
+        return f"unified memory {gib(meminfo().total)}"
+    return f"memory {gib(gpu.memory_total)}"
 
 
-def _meminfo(proc: Path) -> Memory:
-    path = proc / "meminfo"
-    lines = (line.split() for line in path.read_text().splitlines())
-    kib = {words[0].rstrip(":"): int(words[1]) for words in lines}
-    return Memory(kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024, "/proc/meminfo")
-
-
-def _cgroup_limits(proc: Path, cgroups: Path) -> Iterator[tuple[Path, int, int]]:
-    """Memory limits on this process: each cgroup's folder, limit and use in bytes.
-
-    Its own cgroup and every one above it count, in version 2 and version 1 of the interface. In a
-    container the path may be the host's, and only the top is there.
-    """
-    try:
-        lines = (proc / "self/cgroup").read_text().splitlines()
-    except FileNotFoundError:
+@contextmanager
+def _reader(gpu: Gpu | None, proc: Path) -> Iterator[Callable[[], Memory]]:
+    """Give a function that tells the memory of a device as a whole; NVML is opened once."""
+    if gpu is None or gpu.unified:
+        yield lambda: meminfo(proc)
         return
-    for line in lines:
-        _, controllers, name = line.split(":", 2)
-        if not controllers:
-            top, files = cgroups, ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            top = cgroups / "memory"
-            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        below = Path(name.lstrip("/"))
-        for folder in (top / below, *(top / above for above in below.parents)):
-            try:
-                limit, used = (int((folder / file).read_text()) for file in files[:2])
-            except (OSError, ValueError):  # no memory controller here, or its limit is "max"
-                continue
-            yield folder, limit, used - _reclaimable(folder, files[2])
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+
+        def read() -> Memory:
+            memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+            return Memory(memory.total, memory.free, "NVML")
+
+        yield read
+    finally:
+        pynvml.nvmlShutdown()
 
 
-def _reclaimable(folder: Path, key: str) -> int:
-    stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-    return int(stat.get(key, 0))
+def _too_little(gpu: Gpu, needed: int, memory: Memory, held: int, waited: float) -> str:
+    """Say that memory is missing, with the figures and what to do."""
+    where = f"GPU {gpu.index} ({gpu.name})"
+    if needed > memory.total:
+        return (
+            f"{gib(needed)} of memory are needed on {where}, which has {gib(memory.total)} "
+            f"({memory.source}): take a larger GPU, keep fewer cells, or set backend: cpu"
+        )
+    said = (
+        f"{gib(needed)} of memory are needed on {where}, but {gib(memory.available + held)} of "
+        f"{gib(memory.total)} are free ({memory.source}) after {waited:.0f} s. "
+    )
+    if gpu.unified:
+        return said + (
+            "CPU and GPU share this memory: close other programs, and give back what the kernel "
+            "keeps of files, as root: sync; echo 3 > /proc/sys/vm/drop_caches"
+        )
+    return said + (
+        "Another process holds the rest (nvidia-smi lists them): end it, or raise memory.wait_s"
+    )

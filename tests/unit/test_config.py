@@ -5,7 +5,7 @@ import os
 import pytest
 import yaml
 
-from scrna.config import Source, check, check_columns, complete, required_obs, sources
+from scrna.config import Source, check, check_columns, complete, pick_run, required_obs, sources
 from scrna.errors import UserError
 
 SIMULATED = {"kind": "simulate"}
@@ -92,6 +92,74 @@ def test_a_dataset_overrides_sections_for_itself_alone():
     assert a["leiden"] == b["leiden"] == full["leiden"]
 
 
+def test_a_datasets_execution_is_the_configs_unless_it_has_its_own():
+    given = {"run": ["a", "b"], "datasets": {name: dict(SIMULATED) for name in "abc"}}
+    given["datasets"]["b"]["execution"] = "memory"
+
+    def found(**more):
+        full = complete(given | more)["datasets"]
+        return full["a"]["execution"], full["b"]["execution"]
+
+    assert found() == ("auto", "memory")
+    assert found(execution="blocks") == ("blocks", "memory")
+
+
+# -------------------------------------------------------------------------------------- run: auto
+
+PICKED = {"run": "auto", "datasets": {"demo": {}, "brain_1m": {}, "cell_atlas": {}}}
+
+
+@pytest.mark.parametrize(
+    ("memory", "expected"),
+    [
+        (150_754_820_096, "run: cell_atlas (auto: the GPU has 150.8 GB)"),  # H200
+        (int(121.7 * 2**30), "run: cell_atlas (auto: the GPU has 130.7 GB)"),  # DGX Spark
+        (int(96e9), "run: cell_atlas (auto: the GPU has 96.0 GB)"),
+        (int(96e9) - 1, "run: brain_1m (auto: the GPU has 96.0 GB)"),
+        (24_152_899_584, "run: brain_1m (auto: the GPU has 24.2 GB)"),  # L4, sold as 24 GB
+        (int(24e9), "run: brain_1m (auto: the GPU has 24.0 GB)"),
+    ],
+)
+def test_auto_picks_the_dataset_that_the_gpu_is_up_to(memory, expected):
+    config, line = pick_run(PICKED, lambda: memory)
+    assert line == expected
+    assert config == PICKED | {"run": line.split()[1]}
+
+
+def test_auto_picks_nothing_for_a_small_gpu_or_none():
+    expected = (
+        r"^run: auto picks no dataset for a GPU with 16\.0 GB of memory: brain_1m, the smaller "
+        r"one, is for 24 GB and more; name a dataset yourself, e\.g\. run: demo$"
+    )
+    with pytest.raises(UserError, match=expected):
+        pick_run(PICKED, lambda: int(16e9))
+    with pytest.raises(UserError, match=r"there is no GPU here; name a dataset yourself"):
+        pick_run(PICKED, lambda: None)
+
+
+def test_auto_picks_only_what_is_defined():
+    with pytest.raises(UserError, match="picks cell_atlas, which datasets does not define; define"):
+        pick_run({"run": "auto", "datasets": {"demo": {}}}, lambda: 10**12)
+    with pytest.raises(UserError, match="picks brain_1m, which datasets does not define"):
+        pick_run({"run": "auto"}, lambda: int(30e9))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"run": "auto", "datasets": {"auto": SIMULATED}},  # a dataset really called so
+        {"run": "demo", "datasets": {"demo": SIMULATED}},
+        {"run": ["auto"], "datasets": {"demo": SIMULATED}},
+        {"datasets": {"demo": SIMULATED}},
+    ],
+)
+def test_a_run_that_names_its_datasets_asks_for_no_gpu(config):
+    def gpu_memory():
+        raise AssertionError
+
+    assert pick_run(config, gpu_memory) == (config, None)
+
+
 # ----------------------------------------------------------------------------------- cross-checks
 
 
@@ -120,9 +188,37 @@ def test_a_dataset_overrides_sections_for_itself_alone():
             "markers.method wilcoxon_binned is the GPU's; on the CPU take wilcoxon",
         ),
         (
+            "execution: blocks\nmarkers: {method: wilcoxon_binned}",
+            {},
+            "markers.method wilcoxon_binned is the GPU's; on the CPU take t-test",
+        ),
+        (
+            "execution: blocks",
+            {},
+            "markers.method wilcoxon cannot work in blocks on the CPU: take t-test "
+            "(execution: blocks)",
+        ),
+        (
+            "markers: {enabled: false}\nhvg: {flavor: pearson_residuals}",
+            {"execution": "blocks"},
+            "hvg.flavor pearson_residuals cannot work in blocks on the CPU: take seurat_v3 "
+            "(execution: blocks)",
+        ),
+        (
+            "markers: {method: t-test}\npca: {scale: true}",
+            {"execution": "blocks"},
+            "pca.scale cannot work in blocks on the CPU: set it to false, or take the GPU "
+            "(execution: blocks)",
+        ),
+        (
             "harmony: {flavor: harmony1}",
             {"batch_key": "b"},
             "harmony.flavor harmony1 is the GPU's; on the CPU take harmony2",
+        ),
+        (
+            "neighbors: {algorithm: nn_descent}",
+            {},
+            "neighbors.algorithm nn_descent is the GPU's; on the CPU take auto",
         ),
         (
             "harmony: {ridge_lambda: 1}",
@@ -207,10 +303,35 @@ def test_solvers_that_the_gpu_does_not_have_are_refused(text, expected):
         ("markers: {groupby: louvain}\nlouvain: {enabled: true}", "cpu"),
         ("markers: {groupby: cell_type}", "cpu"),
         ("trajectory: {root: {label: B}}", "cpu"),
+        ("execution: blocks\nmarkers: {method: wilcoxon_binned}", "gpu"),
+        ("execution: blocks\nmarkers: {method: t-test}", "cpu"),
+        ("execution: blocks\nmarkers: {enabled: false}", "gpu"),
+        ("execution: memory", "gpu"),
     ],
 )
 def test_settings_that_go_together(text, backend):
     check(whole(text, batch_key=["a", "b"], label_key="l") | {"backend": backend})
+
+
+def test_what_blocks_cannot_do_is_told_of_the_gpu_too():
+    text = "execution: blocks\npca: {solver: lanczos}\nhvg: {flavor: pearson_residuals}"
+    said = complaints(text, backend="gpu")
+    assert [line.split(": ")[1:3] for line in said] == [
+        [
+            "hvg.flavor pearson_residuals cannot work in blocks on the GPU",
+            "take seurat_v3 (execution",
+        ],
+        ["pca.solver lanczos cannot work in blocks on the GPU", "take auto (execution"],
+        [
+            "markers.method wilcoxon cannot work in blocks on the GPU",
+            "take wilcoxon_binned (execution",
+        ],
+    ]
+
+
+def test_a_search_without_the_metric_is_refused():
+    (said,) = complaints("neighbors: {algorithm: cagra, metric: cosine}", backend="gpu")
+    assert "neighbors.algorithm cagra does not do metric cosine; take auto or nn_descent" in said
 
 
 def test_harmony_is_not_looked_at_without_batches():

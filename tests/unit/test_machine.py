@@ -5,12 +5,15 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from contextlib import suppress
 from types import SimpleNamespace
 
 import pynvml
 import pytest
 
-from scrna import machine
+from scrna import host, machine
 from scrna.errors import UserError
 
 GIB = 2**30
@@ -210,7 +213,8 @@ def test_backend_gpu(driver, rapids, tmp_path, monkeypatch):
     expected = ("gpu", "backend: gpu (NVIDIA H200, memory 140.0 GiB)")
     assert machine.resolve_backend("auto") == machine.resolve_backend("gpu") == expected
     driver.devices = [GB10]
-    monkeypatch.setattr(machine, "_PROC", proc(tmp_path, total=int(121.7 * GIB)))
+    fake = proc(tmp_path, total=int(121.7 * GIB))
+    monkeypatch.setattr(machine, "meminfo", lambda: host.meminfo(fake))
     expected = ("gpu", "backend: gpu (NVIDIA GB10, unified memory 121.7 GiB)")
     assert machine.resolve_backend("auto") == expected
 
@@ -307,6 +311,196 @@ def test_host_memory_of_this_machine():
     found = machine.host_memory()
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < found.available <= found.total <= physical
+
+
+# ------------------------------------------------------------------------- waiting, and peaks
+
+
+def test_the_limit_of_the_config_caps_a_gpu(driver):
+    driver.devices = [device(0, free=30 * GIB)]
+    (gpu,) = machine.gpus()
+    found = machine.available_memory(gpu, limit=40 * GIB)
+    assert found == machine.Memory(40 * GIB, 30 * GIB, "gpu.limit_gb, NVML")
+    found = machine.available_memory(gpu, limit=20 * GIB)
+    assert found == machine.Memory(20 * GIB, 20 * GIB, "gpu.limit_gb, NVML")
+    assert machine.available_memory(gpu, limit=200 * GIB).total == 140 * GIB
+
+
+def test_unified_memory_ends_at_a_cgroups_limit(driver, tmp_path):
+    driver.devices = [GB10]
+    (gpu,) = machine.gpus()
+    fake = proc(tmp_path / "proc", cgroup="0::/box\n")
+    top = tmp_path / "cg"
+    cgroup_v2(top / "box", 64 * GIB, used=10 * GIB, inactive_file=2 * GIB)
+    expected = machine.Memory(64 * GIB, 56 * GIB, str(top / "box"))
+    assert machine.available_memory(gpu, proc=fake, cgroups=top) == expected
+    assert machine.available_memory(None, proc=fake, cgroups=top) == expected
+
+
+def test_memory_that_decides_what_is_run(driver, tmp_path, monkeypatch):
+    assert machine.gpu_memory() is None
+    driver.devices = [device(0), GB10]
+    assert machine.gpu_memory() == 140 * GIB
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    fake = proc(tmp_path, total=121 * GIB)
+    monkeypatch.setattr(machine, "meminfo", lambda: host.meminfo(fake))
+    assert machine.gpu_memory() == 121 * GIB
+
+
+H200 = machine.Gpu(0, "GPU-0", "NVIDIA H200", (9, 0), 140 * GIB, False, "580")
+SPARK = machine.Gpu(0, "GPU-1", "NVIDIA GB10", (12, 1), None, True, "580")
+
+
+@pytest.fixture
+def wait(caplog):
+    """Wait with a clock that only sleeping moves, for memory that becomes free so many GiB at a
+    second; how long it took."""
+
+    def run(needed, free, *, gpu=H200, wait_s=90, source="NVML", **more):
+        now, reads = [0.0], []
+
+        def read():
+            reads.append(now[0])
+            there = free[min(int(now[0]), len(free) - 1)]
+            return machine.Memory(140 * GIB, there * GIB, source)
+
+        def sleep(seconds):
+            assert 0 < seconds <= 1
+            now[0] += seconds
+
+        with caplog.at_level("INFO", logger="scrna"):
+            machine.wait_for_memory(
+                gpu, needed * GIB, wait_s, read=read, clock=lambda: now[0], sleep=sleep, **more
+            )
+        return now[0]
+
+    return run
+
+
+def test_free_memory_is_not_waited_for(wait, caplog):
+    assert wait(30, [30]) == 0
+    assert caplog.messages == []
+
+
+def test_lingering_memory_is_waited_for_and_that_is_said_once(wait, caplog):
+    assert wait(30, [2, 2, 10, 31]) == 3
+    assert caplog.messages == [
+        "waiting up to 90 s for 30.0 GiB on NVIDIA H200: 2.0 GiB of 140.0 GiB are free (NVML)"
+    ]
+
+
+def test_memory_that_does_not_come_is_an_error_with_the_figures(wait):
+    expected = (
+        r"^30\.0 GiB of memory are needed on GPU 0 \(NVIDIA H200\), but 12\.0 GiB of 140\.0 GiB "
+        r"are free \(NVML\) after 90 s\. Another process holds the rest .*smi.* memory\.wait_s$"
+    )
+    with pytest.raises(UserError, match=expected):
+        wait(30, [2, 12])
+    with pytest.raises(UserError, match=r"2\.0 GiB of 140\.0 GiB are free \(NVML\) after 2 s"):
+        wait(30, [2], wait_s=1.5)
+    with pytest.raises(UserError, match="after 0 s"):
+        wait(30, [2, 30], wait_s=0)
+
+
+def test_what_to_do_on_a_spark_is_printed(wait, monkeypatch):
+    monkeypatch.setattr(os, "system", None)
+    monkeypatch.setattr(subprocess, "Popen", None)  # printed, never run
+    expected = (
+        r"free \(/proc/meminfo\) after 90 s\. CPU and GPU share this memory: close other programs, "
+        r".* as root: sync; echo 3 > /proc/sys/vm/drop_caches$"
+    )
+    with pytest.raises(UserError, match=expected):
+        wait(30, [2], gpu=SPARK, source="/proc/meminfo")
+
+
+def test_memory_that_there_is_not_is_not_waited_for(wait):
+    expected = r"^150\.0 GiB .* which has 140\.0 GiB \(NVML\): take a larger GPU, .*backend: cpu$"
+    with pytest.raises(UserError, match=expected):
+        wait(150, [100], wait_s=10**9)
+
+
+def test_what_the_process_holds_itself_counts_as_free(wait):
+    assert wait(30, [2], held=28 * GIB) == 0
+    with pytest.raises(UserError, match=r"but 12\.0 GiB of"):
+        wait(30, [2], held=10 * GIB)
+
+
+def test_waiting_asks_nvml_by_itself(driver):
+    driver.devices = [device(0, free=30 * GIB)]
+    (gpu,) = machine.gpus()
+    machine.wait_for_memory(gpu, 30 * GIB, 0)
+    with pytest.raises(UserError, match=r"30\.0 GiB of 140\.0 GiB are free \(NVML\) after 0 s"):
+        machine.wait_for_memory(gpu, 31 * GIB, 0)
+
+
+def test_pool_of_this_process(monkeypatch):
+    monkeypatch.delitem(sys.modules, "rmm", raising=False)
+    assert machine.pool_held() == 0
+    cuda = SimpleNamespace()
+    pool = SimpleNamespace(pool_size=lambda: 10 * GIB, get_upstream=lambda: cuda)
+    state = SimpleNamespace(resource=SimpleNamespace(get_upstream=lambda: pool), used=4 * GIB)
+    mr = SimpleNamespace(get_current_device_resource=lambda: state.resource)
+    statistics = SimpleNamespace(
+        get_statistics=lambda: state.used and SimpleNamespace(current_bytes=state.used)
+    )
+    rmm = SimpleNamespace(mr=mr, statistics=statistics)
+    for name, module in {"rmm": rmm, "rmm.mr": mr, "rmm.statistics": statistics}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    assert machine.pool_held() == 6 * GIB
+    state.used = None  # not counted
+    assert machine.pool_held() == 0
+    state.resource, state.used = cuda, 4 * GIB  # plain allocations are given back
+    assert machine.pool_held() == 0
+
+
+def until(condition):
+    """Wait, a few seconds at most, until a thread has done its part."""
+    end = time.monotonic() + 5
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.002)
+    assert condition()
+
+
+def test_peak_of_a_gpu(driver):
+    driver.devices = [device(0, free=100 * GIB)]
+    (gpu,) = machine.gpus()
+    with machine.MemoryPeak(gpu, interval=0.001) as peak:
+        assert driver.sessions == 1
+        assert (peak.start_bytes, peak.peak_bytes) == (40 * GIB, 40 * GIB)
+        driver.devices[0].memory.free = 60 * GIB
+        until(lambda: peak.peak_bytes == 80 * GIB)
+        driver.devices[0].memory.free = 120 * GIB
+    assert (peak.start_bytes, peak.peak_bytes) == (40 * GIB, 80 * GIB)
+    assert driver.sessions == 0
+    assert all(thread.name != "memory-peak" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("gpu", [SPARK, None])
+def test_peak_of_unified_memory(tmp_path, gpu):
+    fake = proc(tmp_path, total=120 * GIB, available=100 * GIB)
+    with machine.MemoryPeak(gpu, interval=0.001, proc=fake) as peak:
+        other = proc(tmp_path / "later", total=120 * GIB, available=50 * GIB) / "meminfo"
+        os.replace(other, fake / "meminfo")
+        until(lambda: peak.peak_bytes == 70 * GIB)
+    assert peak.start_bytes == 20 * GIB
+
+
+def test_peak_outlives_a_driver_that_stops_and_an_error(driver, monkeypatch):
+    driver.devices = [device(0, free=100 * GIB)]
+    (gpu,) = machine.gpus()
+
+    def lost(handle):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+
+    peak = machine.MemoryPeak(gpu, interval=0.001)
+    with suppress(KeyError), peak:
+        monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lost)
+        until(lambda: "memory-peak" not in [thread.name for thread in threading.enumerate()])
+        raise KeyError
+    assert peak.peak_bytes == 40 * GIB
+    assert driver.sessions == 0
+    with pytest.raises(pynvml.NVMLError), machine.MemoryPeak(gpu):
+        pass
 
 
 def test_light_to_import():

@@ -68,7 +68,7 @@ def test_every_default_is_one_that_the_schema_allows():
 
 def test_every_step_is_a_section_that_datasets_override():
     dataset = schema()["$defs"]["dataset"]["properties"]
-    top = ["datasets", "run", "backend", "seed", "gpu"]
+    top = "datasets run backend execution worker gpus seed gpu memory dask".split()
     assert list(schema()["properties"]) == [*top, *checks.SECTIONS]
     assert [key for key in dataset if key in checks.SECTIONS] == checks.SECTIONS
     for step in checks.SECTIONS:
@@ -86,8 +86,9 @@ def test_config_yaml_as_it_is_shipped_is_complete():
     given = yaml.safe_load(CONFIG.read_text())
     for name in given["datasets"]:
         full = complete(given | {"run": name})
-        check(full | {"backend": "cpu"})
         check(full | {"backend": "gpu"})
+        if name not in ("brain_1m", "cell_atlas"):  # so many cells are for a GPU
+            check(full | {"backend": "cpu"})
     assert set(given["datasets"]) == {"demo", "dli_census", "brain_1m", "cell_atlas"}
     shipped = {key: value for key, value in given.items() if key not in ("run", "datasets")}
     defaults = complete({"datasets": {"demo": SIMULATED}})
