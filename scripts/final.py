@@ -1,8 +1,8 @@
 """One AnnData of everything: the kept cells and genes, and what every step found about them.
 
 ``final.zarr`` opens with ``anndata.read_zarr``. X holds log-normalised values and
-``layers["counts"]`` the counts, both CSR, streamed by row blocks; all other slots have the names
-that scanpy's plots look for. Where there are two representations the plain names
+``layers["counts"]`` the counts, both CSR, streamed by row blocks on all cores; all other slots
+have the names that scanpy's plots look for. Where there are two representations the plain names
 (``X_umap``, ``leiden``, ``neighbors``) are those after integration, and the ones before it end in
 ``_pca`` (``X_umap_pca``, ``leiden_pca``, ``neighbors_pca``). ``uns["provenance"]`` tells how each
 step came to its result, as JSON by step.
@@ -11,6 +11,7 @@ Settings: section ``final``. Inputs: ``counts.zarr`` and all step files. Output:
 """
 
 import json
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,18 @@ from typing import Any
 import numpy as np
 
 from scrna import slots
-from scrna.counts import Counts, kept, log_normalize
+from scrna.counts import Block, Counts, in_order, kept, log_normalize, row_ranges
 from scrna.log import log
 from scrna.names import is_clustering
 from scrna.progress import Progress
 from scrna.step import provenance, run, step
-from scrna.store import CSRWriter, bytes_on_disk, new_store, write_tables
+from scrna.store import CSRWriter, Rows, bytes_on_disk, new_store, write_tables
 
 #: Parts of a name in uns that sc.pp.neighbors derives from its key.
 _GRAPHS = ("distances", "connectivities")
+#: Non-zeros of a block: each thread holds some 100 MB while it makes one.
+_BLOCK_NNZ = 2**21
+_MOST_THREADS = 16
 
 
 @step
@@ -150,30 +154,47 @@ def renamed(name: str, value: Any, suffix: str) -> Any:
 def _write_matrices(
     root, store: Counts, cells, genes, normalized: Path, log_normalized: bool, counts_layer: bool
 ) -> None:
-    """Stream X and layers/counts, one block of cells after the other."""
-    from scipy.sparse import csr_matrix
-
-    n_genes = int(genes.sum())
+    """Stream X and layers/counts: several blocks are made at a time, and written in their order."""
+    if not log_normalized and not counts_layer:
+        return
     factor = slots.read(normalized, "obs/size_factor")
+    columns = None if genes.all() else np.flatnonzero(genes)
+    first = np.cumsum(cells) - cells  # of the kept cells before each cell
+    options = {"n_vars": int(genes.sum()), "dtype": np.float32}
+
+    def made(span: tuple[int, int]) -> tuple[Rows | None, Rows]:
+        counts = store.take(*span, "cpu", cells[slice(*span)], columns)
+        sizes = np.diff(counts.indptr).astype(np.int32)
+        rows = Rows(counts.data, counts.indices, sizes)  # canonical, as the store is
+        if not log_normalized:
+            return None, rows
+        start = int(first[span[0]])
+        stop = start + counts.shape[0]
+        block = Block(start, stop, counts.data, counts.indices, counts.indptr)
+        return rows._replace(data=log_normalize(block, factor)), rows
+
     with ExitStack() as stack:
         x_writer = counts_writer = None
         if log_normalized:
-            x_writer = stack.enter_context(CSRWriter(root, "X", n_vars=n_genes, dtype=np.float32))
+            x_writer = stack.enter_context(CSRWriter(root, "X", **options))
         if counts_layer:
             layers = root.create_group("layers")
             layers.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
             counts_writer = stack.enter_context(
-                CSRWriter(layers, "counts", n_vars=n_genes, dtype=np.float32)
+                CSRWriter(layers, "counts", **options, pattern=x_writer)
             )
         progress = stack.enter_context(Progress("final", total=int(cells.sum()), unit="cells"))
-        for block in store.kept_blocks("cpu", cells, genes) if x_writer or counts_writer else ():
-            shape = (block.stop - block.start, n_genes)
-            if counts_writer:
-                counts_writer.append(csr_matrix((block.data, block.indices, block.indptr), shape))
+        spans = [s for s in row_ranges(store.indptr, _BLOCK_NNZ) if cells[slice(*s)].any()]
+        threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS)
+        for values, rows in in_order(made, spans, threads):
             if x_writer:
-                values = log_normalize(block, factor)
-                x_writer.append(csr_matrix((values, block.indices, block.indptr), shape))
-            progress.update(shape[0])
+                x_writer.append(values)
+            if counts_writer:
+                counts_writer.append(rows)
+            progress.update(len(rows.sizes))
+        for writer in (x_writer, counts_writer):  # the second copies from the first
+            if writer:
+                writer.close()
 
 
 if __name__ == "__main__":

@@ -5,12 +5,15 @@ import hashlib
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from scrna.errors import UserError
+
+if TYPE_CHECKING:
+    from scrna.cells import CellTable
 
 #: var columns in which gene symbols are looked for, in this order.
 SYMBOL_COLUMNS = ("feature_name", "gene_symbols", "gene_name", "gene_names", "gene_short_name")
@@ -53,7 +56,7 @@ def name_genes(
         symbols = pd.Index(np.where(is_missing, ids, values), dtype="str")
         if n_missing := int(is_missing.sum()):
             notes.append(f"{n_missing:,} genes have no symbol in {used} and go by their id.")
-    unique, note = _unique(symbols, "gene symbols")
+    unique, note = unique_index(symbols, "gene symbols")
     notes += note
     if sum(map(bool, map(_ENSEMBL_ID.match, symbols))) > len(symbols) / 2:
         notes.append(
@@ -69,13 +72,7 @@ def name_genes(
     return table, used, notes
 
 
-def name_cells(obs: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Make the names of cells unique strings; notes say if they were not."""
-    unique, notes = _unique(obs.index.astype("str").rename(None), "cell names")
-    return obs.set_axis(unique), notes
-
-
-def kept_cells(obs: pd.DataFrame, keep: Mapping[str, Sequence[Any]], *, dataset: str) -> np.ndarray:
+def kept_cells(obs: "CellTable", keep: Mapping[str, Sequence[Any]], *, dataset: str) -> np.ndarray:
     """Tell the cells whose obs values are among those asked for.
 
     Parameters
@@ -115,7 +112,7 @@ def kept_cells(obs: pd.DataFrame, keep: Mapping[str, Sequence[Any]], *, dataset:
     return mask
 
 
-def check_columns(obs: pd.DataFrame, required: Mapping[str, str], *, dataset: str) -> None:
+def check_columns(obs: "CellTable", required: Mapping[str, str], *, dataset: str) -> None:
     """Refuse obs columns that the config names and the data do not have.
 
     Parameters
@@ -151,29 +148,45 @@ def fit_for_disk(table: pd.DataFrame, what: str) -> tuple[pd.DataFrame, list[str
     The table, and notes.
     """
     table = table.copy(deep=False)
-    old = [str(column) for column in table.columns]
-    # AnnData keeps `_index` for itself, and a slash would make a group
-    new = pd.Index(["index" if name == "_index" else name.replace("/", "_") for name in old])
-    new, _ = _unique(new, "columns")
-    notes = [
-        f"The {what} column {a!r} is named {b!r} here: AnnData cannot write it under its own name."
-        for a, b in zip(old, new, strict=True)
-        if a != b
-    ]
-    table.columns = new
+    table.columns, notes = fit_names([str(column) for column in table.columns], what)
     for column in table:
-        values = table[column]
-        if values.dtype == object:
-            values = values.astype("str")
-        if isinstance(values.dtype, pd.StringDtype) and values.nunique() < len(values):
-            values = values.astype("category")
-        if isinstance(values.dtype, pd.CategoricalDtype):
-            values = values.cat.remove_unused_categories()
-        table[column] = values
+        table[column] = fit_column(table[column])
     return table, notes
 
 
-def describe_columns(obs: pd.DataFrame) -> dict[str, dict[str, Any]]:
+def fit_names(columns: list[str], what: str) -> tuple[pd.Index, list[str]]:
+    """Give columns names that AnnData can write, and say which are not their own.
+
+    Parameters
+    ----------
+    columns
+        Their names.
+    what
+        ``obs`` or ``var``, for the notes.
+    """
+    # AnnData keeps `_index` for itself, and a slash would make a group
+    new = ["index" if name == "_index" else name.replace("/", "_") for name in columns]
+    unique, _ = unique_index(pd.Index(new, dtype="str"), "columns")
+    notes = [
+        f"The {what} column {a!r} is named {b!r} here: AnnData cannot write it under its own name."
+        for a, b in zip(columns, unique, strict=True)
+        if a != b
+    ]
+    return unique, notes
+
+
+def fit_column(values: pd.Series) -> pd.Series:
+    """Give a column a type that AnnData can write; strings that repeat become categories."""
+    if values.dtype == object:
+        values = values.astype("str")
+    if isinstance(values.dtype, pd.StringDtype) and values.nunique() < len(values):
+        values = values.astype("category")
+    if isinstance(values.dtype, pd.CategoricalDtype):
+        values = values.cat.remove_unused_categories()
+    return values
+
+
+def describe_columns(obs: Mapping[str, pd.Series]) -> dict[str, dict[str, Any]]:
     """Tell each column's type, its number of distinct values, and how many cells have none.
 
     Returns
@@ -193,10 +206,10 @@ def describe_columns(obs: pd.DataFrame) -> dict[str, dict[str, Any]]:
     return described
 
 
-def table_digest(table: pd.DataFrame) -> str:
-    """SHA-256 over a table's names, columns and values."""
-    sha = hashlib.sha256("\t".join(map(str, table.columns)).encode())
-    sha.update(pd.util.hash_pandas_object(table).to_numpy())
+def table_digest(columns: Sequence[str], rows: np.ndarray) -> str:
+    """SHA-256 over a table's columns, and the hashes of its rows that pandas makes."""
+    sha = hashlib.sha256("\t".join(map(str, columns)).encode())
+    sha.update(rows)
     return sha.hexdigest()
 
 
@@ -214,7 +227,7 @@ def _symbol_column(var: pd.DataFrame, column: str, dataset: str) -> str:
     return column
 
 
-def _unique(names: pd.Index, what: str) -> tuple[pd.Index, list[str]]:
+def unique_index(names: pd.Index, what: str) -> tuple[pd.Index, list[str]]:
     """Add numbers to repeated names, as AnnData does, and say so."""
     if names.is_unique:
         return names, []

@@ -6,7 +6,8 @@ a pair of masks and normalisation a factor a cell, so a step reads what it needs
 """
 
 import json
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +16,9 @@ import numpy as np
 
 from scrna import slots
 from scrna.backend import arrays, csr_matrix
+from scrna.codecs import fast_codecs
 from scrna.errors import UserError
-
-#: Non-zeros that a block holds at most, unless one row alone holds more: 2**24 are 100 MB as
-#: uint16 counts and int32 indices, whole shards to read, small against any memory.
-BLOCK_NNZ = 2**24
-#: CuPy numbers the non-zeros of a sparse matrix with 32 bits.
-GPU_MAX_NNZ = 2**31 - 1
+from scrna.sizes import BLOCK_NNZ, GPU_MAX_NNZ
 
 
 class Block(NamedTuple):
@@ -52,10 +49,9 @@ class Counts:
 
     def __init__(self, path: Path):
         import zarr
-        import zarrs  # noqa: F401 - decodes shards in parallel, without Python's lock
 
         self.path = Path(path)
-        with zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}):
+        with fast_codecs():
             self._group = zarr.open_group(self.path, mode="r", use_consolidated=False)
             self._data = self._group["X/data"]
             self._indices = self._group["X/indices"]
@@ -88,10 +84,70 @@ class Counts:
 
         return pd.DataFrame({name: read_elem(self._group[f"obs/{name}"]) for name in columns})
 
+    def ranges(self, rows: np.ndarray | None = None) -> list[tuple[int, int]]:
+        """Cut the cells into consecutive ranges, first and after the last, of a block each.
+
+        Parameters
+        ----------
+        rows
+            Mask of the cells asked for; ranges without any are left out.
+        """
+        spans = row_ranges(self.indptr, BLOCK_NNZ)
+        return [span for span in spans if rows is None or rows[slice(*span)].any()]
+
+    def read(self, start: int, stop: int, backend: str, *, with_data: bool = True) -> Block:
+        """Read a range of cells.
+
+        Parameters
+        ----------
+        start, stop
+            The range.
+        backend
+            Where the block's arrays lie.
+        with_data
+            False leaves the counts themselves unread (``data`` is None): their places suffice to
+            count cells.
+        """
+        xp = arrays(backend)
+        span = slice(int(self.indptr[start]), int(self.indptr[stop]))
+        fetch = _to_gpu if backend == "gpu" else _to_cpu
+        data = fetch(self._data, span) if with_data else None
+        indices = fetch(self._indices, span).astype(xp.int32, copy=False)
+        indptr = self.indptr[start : stop + 1] - self.indptr[start]
+        return Block(start, stop, data, indices, xp.asarray(indptr))
+
+    def take(
+        self, start: int, stop: int, backend: str, cells: np.ndarray, genes: np.ndarray | None
+    ):
+        """Read the counts of some cells and genes of a range of cells.
+
+        Parameters
+        ----------
+        start, stop
+            The range.
+        backend
+            Where the matrix lies.
+        cells
+            Mask over the cells of the range.
+        genes
+            Numbers of the genes taken; None takes all.
+
+        Returns
+        -------
+        float32 CSR, cells taken × genes taken.
+        """
+        xp = arrays(backend)
+        block = self.read(start, stop, backend)
+        parts = (block.data.astype(xp.float32), block.indices, block.indptr)
+        matrix = csr_matrix(parts, (stop - start, self.shape[1]), backend)
+        if not cells.all():
+            matrix = matrix[xp.asarray(np.flatnonzero(cells))]
+        return matrix if genes is None else matrix[:, xp.asarray(genes)]
+
     def blocks(
         self, backend: str = "cpu", *, rows: np.ndarray | None = None, with_data: bool = True
     ) -> Iterator[Block]:
-        """Read the matrix in blocks of consecutive cells.
+        """Read the matrix in blocks of consecutive cells, ahead of their use.
 
         Parameters
         ----------
@@ -101,38 +157,20 @@ class Counts:
             Mask of the cells asked for; blocks without any are not read. Blocks still hold all
             their cells.
         with_data
-            False leaves the counts themselves unread (``data`` is None): their places suffice to
-            count cells.
+            As in `read`.
 
         Yields
         ------
         Blocks of at most `BLOCK_NNZ` non-zeros, in order.
         """
-        xp = arrays(backend)
-        ranges = [
-            span
-            for span in row_ranges(self.indptr, BLOCK_NNZ)
-            if rows is None or rows[slice(*span)].any()
-        ]
-        with ThreadPoolExecutor(max_workers=1) as ahead:  # reads a block while one is worked on
-            coming = [ahead.submit(self._read, *ranges[0], with_data)] if ranges else []
-            for place, (start, stop) in enumerate(ranges):
-                data, indices = coming.pop().result()
-                if place + 1 < len(ranges):
-                    coming.append(ahead.submit(self._read, *ranges[place + 1], with_data))
-                indptr = self.indptr[start : stop + 1] - self.indptr[start]
-                data = data if data is None else xp.asarray(data)
-                yield Block(start, stop, data, xp.asarray(indices), xp.asarray(indptr))
-
-    def _read(self, start: int, stop: int, with_data: bool) -> tuple:
-        """Read the counts and the columns of a range of cells."""
-        span = slice(self.indptr[start], self.indptr[stop])
-        return (self._data[span] if with_data else None), self._indices[span]
+        yield from in_order(
+            lambda span: self.read(*span, backend, with_data=with_data), self.ranges(rows)
+        )
 
     def kept_blocks(
         self, backend: str, cells: np.ndarray | None = None, genes: np.ndarray | None = None
     ) -> Iterator[Block]:
-        """Read the counts of the cells and genes taken, in blocks.
+        """Read the counts of the cells and genes taken, in blocks, ahead of their use.
 
         Parameters
         ----------
@@ -146,37 +184,36 @@ class Counts:
         Blocks of the taken cells, numbered among themselves; ``data`` is float32 and ``indices``
         number the taken genes.
         """
-        xp = arrays(backend)
         cells = np.ones(self.shape[0], bool) if cells is None else np.asarray(cells)
-        columns = None if genes is None or np.all(genes) else xp.asarray(np.flatnonzero(genes))
+        columns = None if genes is None or np.all(genes) else np.flatnonzero(genes)
         done = 0
-        for block in self.blocks(backend, rows=cells):
-            mask = cells[block.start : block.stop]
-            values = block.data.astype(xp.float32)
-            shape = (block.stop - block.start, self.shape[1])
-            matrix = csr_matrix((values, block.indices, block.indptr), shape, backend)
-            if not mask.all():
-                matrix = matrix[xp.asarray(np.flatnonzero(mask))]
-            if columns is not None:
-                matrix = matrix[:, columns]
-            n = matrix.shape[0]
-            yield Block(done, done + n, matrix.data, matrix.indices, matrix.indptr)
-            done += n
+        for matrix in in_order(
+            lambda span: self.take(*span, backend, cells[slice(*span)], columns),
+            self.ranges(cells),
+        ):
+            stop = done + matrix.shape[0]
+            yield Block(done, stop, matrix.data, matrix.indices, matrix.indptr)
+            done = stop
 
     def matrix(
         self,
         backend: str,
         *,
+        nnz: int,
         cells: np.ndarray | None = None,
         genes: np.ndarray | None = None,
         size_factor: np.ndarray | None = None,
     ):
         """Read cells and genes as one float32 CSR matrix: counts, or log-normalised values.
 
+        It is filled block by block where it lies, so that it is in memory once.
+
         Parameters
         ----------
         backend
             Where the matrix lies: scipy's or CuPy's.
+        nnz
+            Non-zeros of these cells and genes.
         cells, genes
             Masks over all cells and genes of the store; None takes all.
         size_factor
@@ -191,29 +228,37 @@ class Counts:
         ------
         UserError
             If it has more non-zeros than CuPy's sparse matrices hold.
+        ValueError
+            If there are not as many non-zeros as said.
         """
+        if backend == "gpu" and nnz > GPU_MAX_NNZ:
+            msg = (
+                f"{self.path} has {nnz:,} non-zeros in the cells and genes that stay, more than a "
+                f"sparse matrix on the GPU holds ({GPU_MAX_NNZ:,}): set execution: auto, or keep "
+                "fewer (keep_obs, filter)"
+            )
+            raise UserError(msg)
         xp = arrays(backend)
-        parts, nnz = [], 0
+        n_cells = self.shape[0] if cells is None else int(np.sum(cells))
+        n_genes = self.shape[1] if genes is None else int(np.sum(genes))
+        places = xp.int64 if nnz > GPU_MAX_NNZ else xp.int32
+        data = xp.empty(nnz, xp.float32)
+        indices = xp.empty(nnz, xp.int32)
+        indptr = xp.zeros(n_cells + 1, places)
+        filled = 0
         for block in self.kept_blocks(backend, cells, genes):
-            values = block.data
-            nnz += len(values)
-            if backend == "gpu" and nnz > GPU_MAX_NNZ:
-                msg = (
-                    f"{self.path} has more non-zeros in the cells and genes that stay than a "
-                    f"sparse matrix on the GPU holds ({GPU_MAX_NNZ:,}): keep fewer (keep_obs, "
-                    "filter), or set backend: cpu"
-                )
-                raise UserError(msg)
-            if size_factor is not None:
-                values = log_normalize(block, size_factor)
-            parts.append((values, block.indices, xp.diff(block.indptr)))
-        data, indices, lengths = (xp.concatenate(arrays_) for arrays_ in zip(*parts, strict=True))
-        indptr = xp.zeros(len(lengths) + 1, dtype=xp.int64)
-        indptr[1:] = xp.cumsum(lengths)
-        if len(data) < 2**31:
-            indptr = indptr.astype(xp.int32)
-        n_genes = self.shape[1] if genes is None else int(genes.sum())
-        return csr_matrix((data, indices, indptr), (len(lengths), n_genes), backend)
+            values = block.data if size_factor is None else log_normalize(block, size_factor)
+            end = filled + len(values)
+            if end > nnz:
+                break
+            data[filled:end] = values
+            indices[filled:end] = block.indices
+            indptr[block.start + 1 : block.stop + 1] = block.indptr[1:].astype(places) + filled
+            filled = end
+        if filled != nnz:
+            msg = f"{self.path} does not have the {nnz:,} non-zeros of the filter: run qc anew"
+            raise ValueError(msg)
+        return csr_matrix((data, indices, indptr), (n_cells, n_genes), backend)
 
 
 def log_normalize(block: Block, size_factor: np.ndarray):
@@ -231,6 +276,35 @@ def log_normalize(block: Block, size_factor: np.ndarray):
     return xp.log1p(block.data / factor[block.rows])
 
 
+def in_order(function: Callable[[Any], Any], items: Iterable, threads: int = 2) -> Iterator[Any]:
+    """Call a function on items in threads of its own, ahead of the results' use.
+
+    Parameters
+    ----------
+    function
+        What is called.
+    items
+        Its arguments, one each.
+    threads
+        Calls at the same time; as many results more may wait.
+
+    Yields
+    ------
+    The results, in the order of the items.
+    """
+    waiting = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                if len(waiting) == 2 * threads:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(function, item))
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
 def row_ranges(indptr: np.ndarray, max_nnz: int) -> Iterator[tuple[int, int]]:
     """Cut rows into ranges of at most ``max_nnz`` non-zeros, a row at least."""
     start, n = 0, len(indptr) - 1
@@ -246,28 +320,25 @@ def kept(filtered: Path) -> tuple[np.ndarray, np.ndarray]:
     return slots.read(filtered, "obs/keep"), slots.read(filtered, "var/keep")
 
 
-def log_normalized(counts: Path, filtered: Path, normalized: Path, backend: str, genes=None):
-    """Read the log-normalised matrix of the kept cells.
+def _to_cpu(array, span: slice) -> np.ndarray:
+    return array[span]
 
-    Parameters
-    ----------
-    counts, filtered, normalized
-        ``counts.zarr`` and the step files of the filter and the normalisation.
-    backend
-        Where the matrix lies.
-    genes
-        Mask over the kept genes, to take some of them; None takes all that the filter keeps.
 
-    Returns
-    -------
-    float32 CSR, kept cells × genes.
-    """
-    cells, kept_genes = kept(filtered)
-    if genes is not None:
-        kept_genes = kept_genes.copy()
-        kept_genes[kept_genes] = genes
-    factor = slots.read(normalized, "obs/size_factor")
-    return Counts(counts).matrix(backend, cells=cells, genes=kept_genes, size_factor=factor)
+def _to_gpu(array, span: slice):
+    """Decompress into pinned memory and move it from there, several times as fast as otherwise."""
+    import cupy
+    from cupyx import empty_pinned
+    from zarr.core.buffer.cpu import NDBuffer
+
+    n = span.stop - span.start
+    # of one size, so that CuPy's pool gives the same memory again
+    pinned = empty_pinned(max(n, min(BLOCK_NNZ, array.shape[0])), array.dtype)[:n]
+    array.get_basic_selection(span, out=NDBuffer.from_numpy_array(pinned))
+    values = cupy.empty(n, array.dtype)
+    values.set(pinned)
+    # moving goes on after `set` returns, and another block may be given the pinned memory by then
+    cupy.cuda.get_current_stream().synchronize()
+    return values
 
 
 def _index(frame) -> np.ndarray:

@@ -219,7 +219,7 @@ class Simulation:
         row = end = 0
         with Progress("simulate", total=self.n_obs, unit="cells") as progress:
             for X, obs in self.blocks(threads=threads):
-                indptr[row + 1 : row + 1 + len(obs)] = end + X.indptr[1:]
+                indptr[row + 1 : row + 1 + len(obs)] = end + X.indptr[1:].astype(np.int64)
                 for name in ("data", "indices"):
                     group[name].resize(end + X.nnz, axis=0)
                     group[name][end:] = getattr(X, name)

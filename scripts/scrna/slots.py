@@ -156,13 +156,23 @@ def _digest(file: h5py.File) -> str:
         encoding.pop("encoding-version", None)
         sha.update(f"{name} {encoding}".encode())
         if isinstance(item, h5py.Dataset):
-            values = item[()]
-            is_plain = isinstance(values, np.ndarray) and values.dtype.kind in "biuf"
             sha.update(f"{item.dtype} {item.shape}".encode())
-            sha.update(np.ascontiguousarray(values) if is_plain else repr(_listed(values)).encode())
+            values = item[()]
+            fields = getattr(getattr(values, "dtype", None), "names", None)
+            for part in [values[field] for field in fields] if fields else [values]:
+                is_plain = isinstance(part, np.ndarray) and part.dtype.kind in "biuf"
+                sha.update(np.ascontiguousarray(part) if is_plain else _text(part))
 
     file.visititems(add)
     return sha.hexdigest()
+
+
+def _text(values: Any) -> bytes:
+    """Write what is no array of numbers as bytes, lists of strings without a detour."""
+    listed = _listed(values)
+    if isinstance(listed, list) and all(isinstance(value, bytes) for value in listed):
+        return b"\0".join(listed)
+    return repr(listed).encode()
 
 
 def _listed(values: Any) -> Any:

@@ -8,27 +8,32 @@ is how those are cut:
   (1 MB of uint16 counts, 2 MB of indices, some 250 cells). Smaller ones cost more calls than they
   save, larger ones leave cores idle and make a small range of rows expensive.
 - A *shard* is one file: 16 chunks, 50 MB of memory in all, so that a million cells make some
-  hundreds of files and not ten thousand. The writer holds two shards, never the matrix.
-- The compressor is plain Zstandard, level 3. On 2 cores, pbmc3k (bytes a non-zero; ns to read one):
-  none 6.2; zstd 1.78, 5.5; Blosc-lz4 with shuffle 1.97, 2.8; Blosc-zstd with shuffle 1.62, 4.7.
-  Blosc is faster on few cores, but a GPU can decompress plain zstd and not Blosc, and with 16 or
-  more cores the disk is slower than either.
+  hundreds of files and not ten thousand. The writer holds some shards, never the matrix.
+- The compressor is Blosc's LZ4 with shuffle. 300 M non-zeros on 16 cores (bytes a non-zero; ns to
+  read, to write one): LZ4 1.82, 0.47, 1.2; Blosc-zstd 1.43, 0.67, 1.6; plain zstd 1.76, 0.96, 4.4;
+  none 6.0, 0.59, 1.2. Columns as uint16 would be read in 0.33, but scanpy's compiled functions
+  refuse a matrix that is opened so. ``bench/reading.py`` makes the figures again.
 """
 
+import ctypes
 import hashlib
+import shutil
 import warnings
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 import zarr
-from zarr.codecs import ZstdCodec
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import BloscCodec
 from zarr.errors import ZarrUserWarning
 
+from scrna.codecs import fast_codecs
 from scrna.files import replacing
 
 if TYPE_CHECKING:
@@ -38,7 +43,9 @@ if TYPE_CHECKING:
 CHUNK = 2**19  # elements
 CHUNKS_PER_SHARD = 16
 _SMALLEST_CHUNK = 2**14
-_COMPRESSOR = ZstdCodec(level=3)
+_COMPRESSOR = BloscCodec(cname="lz4", clevel=5, shuffle="shuffle")
+_SHARDS_AHEAD = 2  # that are compressed while the next one fills
+_TRIM_EVERY = 16  # shards
 
 
 class MatrixInfo(NamedTuple):
@@ -59,12 +66,51 @@ class MatrixInfo(NamedTuple):
         return self.nnz * (np.dtype(self.dtype).itemsize + 4) + 8 * (self.shape[0] + 1)
 
 
+class Rows(NamedTuple):
+    """Some rows of a matrix as they go to disk, of a `CSRWriter`'s type."""
+
+    data: np.ndarray
+    indices: np.ndarray
+    sizes: np.ndarray
+    """Non-zeros in each row."""
+
+    @classmethod
+    def of(cls, block: "csr_matrix", dtype: np.typing.DTypeLike) -> Self:
+        """Make rows canonical: indices sorted, duplicates summed, no explicit zeros.
+
+        Parameters
+        ----------
+        block
+            CSR, left as it is. The rows may share its arrays, so it is not to be changed later.
+        dtype
+            Type of the values on disk.
+
+        Raises
+        ------
+        OverflowError
+            If an integer `dtype` cannot hold a value of the block.
+        """
+        block = _canonical(block)
+        dtype = np.dtype(dtype)
+        if block.nnz and dtype.kind in "iu":
+            limits = np.iinfo(dtype)
+            least, largest = block.data.min().item(), block.data.max().item()
+            if least < limits.min or largest > limits.max:
+                msg = f"{least if least < limits.min else largest} does not fit into {dtype}"
+                raise OverflowError(msg)
+        return cls(
+            block.data.astype(dtype, copy=False),
+            block.indices.astype(np.int32, copy=False),
+            np.diff(block.indptr).astype(np.int32),
+        )
+
+
 class CSRWriter:
     """Stream blocks of rows into a zarr v3 group, as AnnData encodes a CSR matrix.
 
-    Rows become canonical: indices sorted, duplicates summed, no explicit zeros. Whole shards are
-    compressed and written by a thread of its own while the next one fills. Use it as a context
-    manager, or call `close`.
+    Whole shards are put together, compressed and written by threads of their own while the next
+    ones fill; zarrs compresses the chunks of a shard on all cores. Use it as a context manager, or
+    call `close`.
 
     Parameters
     ----------
@@ -79,6 +125,11 @@ class CSRWriter:
     chunk, chunks_per_shard
         Elements in a chunk and chunks in a shard, at most; a matrix smaller than one shard gets
         smaller chunks, so that several cores still share it and nothing is padded.
+    compressor
+        A codec of zarr's.
+    pattern
+        A writer, closed before this one, of a matrix with the same non-zeros: indices and row
+        pointers are copied from it and not compressed again.
     """
 
     def __init__(
@@ -90,91 +141,89 @@ class CSRWriter:
         dtype: np.typing.DTypeLike = np.uint16,
         chunk: int = CHUNK,
         chunks_per_shard: int = CHUNKS_PER_SHARD,
+        compressor: BytesBytesCodec = _COMPRESSOR,
+        pattern: Self | None = None,
     ):
-        self._group = group.create_group(key)
-        self._n_vars = n_vars
-        self._dtype = np.dtype(dtype)
-        self._chunk = chunk
-        self._shard = chunk * chunks_per_shard
-        self._buffers = self._new_buffers()
-        self._filled = 0
-        self._arrays: tuple[zarr.Array, zarr.Array] | None = None
-        self._row_sizes: list[np.ndarray] = []
-        self._max = 0
-        self._shas = (hashlib.sha256(), hashlib.sha256())
-        self._thread = ThreadPoolExecutor(max_workers=1)
-        self._pending: Future | None = None
+        self.group = group.create_group(key)
+        self.dtype = np.dtype(dtype)
         self.nnz = 0
         self.info: MatrixInfo | None = None
+        self._n_vars = n_vars
+        self._chunk = chunk
+        self._shard = chunk * chunks_per_shard
+        self._compressor = compressor
+        self._pattern = pattern
+        self._pieces: list[Rows] = []  # what the next shard is made of
+        self._filled = 0
+        self._n_shards = 0
+        self._sizes = bytearray()  # one piece: many small ones would scatter the memory around them
+        self._max = 0
+        names = ("data", "indices") if pattern is None else ("data",)
+        self._shas = {name: hashlib.sha256() for name in names}
+        self._arrays: dict[str, zarr.Array] = {}
+        self._written = 0
+        # A digest is taken in order, by a thread of its own; shards are written as they come.
+        self._hashing = {name: ThreadPoolExecutor(max_workers=1) for name in names}
+        self._writing = ThreadPoolExecutor(max_workers=_SHARDS_AHEAD * len(names))
+        self._pending: deque[list[Future]] = deque()
 
-    def append(self, block: "csr_matrix") -> None:
+    def append(self, rows: "Rows | csr_matrix") -> None:
         """Add rows below those that are there.
 
         Parameters
         ----------
-        block
-            CSR, rows × n_vars, left as it is.
+        rows
+            CSR, rows × n_vars; or what `Rows.of` made of it, in any thread. They are kept until
+            their shard is written, and are not to be changed.
 
         Raises
         ------
         OverflowError
-            If an integer `dtype` cannot hold a value of the block.
+            If an integer `dtype` cannot hold a value.
         """
-        if block.shape[1] != self._n_vars:
-            msg = f"a block of {block.shape[1]:,} columns for a matrix of {self._n_vars:,}"
-            raise ValueError(msg)
-        block = _canonical(block)
-        self._row_sizes.append(np.diff(block.indptr).astype(np.int64))
-        if not block.nnz:
-            return
-        self._max = max(self._max, self._checked_max(block.data))
-        start = 0
-        while start < block.nnz:
-            n = min(block.nnz - start, self._shard - self._filled)
-            here, there = slice(self._filled, self._filled + n), slice(start, start + n)
-            self._buffers[0][here] = block.data[there]
-            self._buffers[1][here] = block.indices[there]
-            self._filled += n
-            start += n
+        if not isinstance(rows, Rows):
+            if rows.shape[1] != self._n_vars:
+                msg = f"a block of {rows.shape[1]:,} columns for a matrix of {self._n_vars:,}"
+                raise ValueError(msg)
+            rows = Rows.of(rows, self.dtype)
+        self._sizes += rows.sizes.astype(np.int32, copy=False).tobytes()
+        start, stop = 0, len(rows.data)
+        if stop:
+            self._max = max(self._max, rows.data.max().item())
+        while start < stop:
+            end = min(stop, start + self._shard - self._filled)
+            self._pieces.append(Rows(rows.data[start:end], rows.indices[start:end], rows.sizes[:0]))
+            self._filled += end - start
+            start = end
             if self._filled == self._shard:
                 self._flush()
-        self.nnz += block.nnz
+        self.nnz += stop
 
     def close(self) -> MatrixInfo:
         """Write what is left, the row pointers and the attributes; tell what was written."""
-        if self._arrays is None:
+        if not self._written:
             self._shrink_chunks()
         self._flush()
-        self._wait()
-        self._thread.shutdown()
-        row_sizes = np.concatenate([np.zeros(1, np.int64), *self._row_sizes])
-        indptr = np.cumsum(row_sizes, dtype=np.int64)
-        array = self._group.create_array(
-            "indptr",
-            shape=indptr.shape,
-            dtype=np.int64,
-            chunks=(min(CHUNK, len(indptr)),),
-            compressors=_COMPRESSOR,
+        while self._pending:
+            self._wait()
+        self._shut_down()
+        sizes = np.frombuffer(self._sizes, np.int32)
+        shape = (len(sizes), self._n_vars)
+        sha = hashlib.sha256(f"csr {shape} {self.dtype.str}".encode())
+        if self._pattern is not None:
+            self._copy_pattern()
+        for name in ("data", "indices"):
+            sha.update(self._shas[name].digest())
+        self._write_indptr(sizes, sha)
+        self.group.attrs.update(
+            {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": list(shape)}
         )
-        array[:] = indptr
-        shape = (len(indptr) - 1, self._n_vars)
-        self._group.attrs.update(
-            {
-                "encoding-type": "csr_matrix",
-                "encoding-version": "0.1.0",
-                "shape": list(shape),
-            }
-        )
-        sha = hashlib.sha256(f"csr {shape} {self._dtype.str}".encode())
-        for part in self._shas:
-            sha.update(part.digest())
-        sha.update(indptr)
         self.info = MatrixInfo(
             shape=shape,
             nnz=self.nnz,
-            dtype=str(self._dtype),
+            dtype=str(self.dtype),
             max=self._max,
-            empty_rows=int(np.sum(row_sizes[1:] == 0)),
+            empty_rows=int(np.sum(sizes == 0)),
             chunk=self._chunk,
             shard=self._shard,
             digest=sha.hexdigest(),
@@ -190,22 +239,16 @@ class CSRWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if kind is not None:
-            self._thread.shutdown(wait=True, cancel_futures=True)
-        elif self.info is None:
-            self.close()
+        if self.info is None:
+            try:
+                if kind is None:
+                    self.close()
+            finally:
+                self._shut_down()  # nothing is written any more when the folder is removed
 
-    def _new_buffers(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.empty(self._shard, self._dtype), np.empty(self._shard, np.int32)
-
-    def _checked_max(self, values: np.ndarray) -> float:
-        least, largest = values.min().item(), values.max().item()
-        if self._dtype.kind in "iu":
-            limits = np.iinfo(self._dtype)
-            if least < limits.min or largest > limits.max:
-                msg = f"{least if least < limits.min else largest} does not fit into {self._dtype}"
-                raise OverflowError(msg)
-        return largest
+    def _shut_down(self) -> None:
+        for pool in (self._writing, *self._hashing.values()):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _shrink_chunks(self) -> None:
         """Cut a matrix of less than a shard into some 16 chunks, a power of two each."""
@@ -215,35 +258,85 @@ class CSRWriter:
         self._shard = self._chunk * per_shard
 
     def _flush(self) -> None:
-        """Hand the filled part of the buffers to the thread and go on with new ones."""
-        if self._arrays is None:
-            self._arrays = tuple(
-                self._group.create_array(
-                    name,
-                    shape=(0,),
-                    dtype=buffer.dtype,
-                    chunks=(self._chunk,),
-                    shards=(self._shard,),
-                    compressors=_COMPRESSOR,
-                )
-                for name, buffer in zip(("data", "indices"), self._buffers, strict=True)
+        """Hand what has come together to the threads, and go on with nothing."""
+        if not self._arrays:
+            types = {"data": self.dtype, "indices": np.dtype(np.int32)}
+            self._arrays = {name: self._new_array(name, types[name]) for name in self._shas}
+        if len(self._pending) == _SHARDS_AHEAD:  # memory stays bounded
+            self._wait()
+        start, self._written = self._written, self._written + self._filled
+        jobs = []
+        for name, array in self._arrays.items():
+            pieces = [getattr(piece, name) for piece in self._pieces]
+            array.resize((self._written,))
+            jobs.append(self._writing.submit(_write_shard, array, start, pieces))
+            jobs.append(self._hashing[name].submit(_hash_pieces, self._shas[name], pieces))
+        self._pending.append(jobs)
+        self._pieces, self._filled = [], 0
+        self._n_shards += 1
+        if self._n_shards % _TRIM_EVERY == 0:
+            _give_back_memory()
+
+    def _new_array(self, name: str, dtype: np.dtype) -> zarr.Array:
+        with fast_codecs():
+            return self.group.create_array(
+                name,
+                shape=(0,),
+                dtype=dtype,
+                chunks=(self._chunk,),
+                shards=(self._shard,),
+                compressors=self._compressor,
             )
-        self._wait()  # one shard at a time: memory stays bounded
-        filled = [buffer[: self._filled] for buffer in self._buffers]
-        self._pending = self._thread.submit(self._write, filled)
-        self._buffers = self._new_buffers()
-        self._filled = 0
 
     def _wait(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
+        for job in self._pending.popleft():
+            job.result()
 
-    def _write(self, buffers: list[np.ndarray]) -> None:
-        for array, sha, values in zip(self._arrays, self._shas, buffers, strict=True):
-            start = array.shape[0]
-            array.resize((start + len(values),))
-            array[start:] = values
-            sha.update(values)
+    def _copy_pattern(self) -> None:
+        """Take the indices from the writer of the same non-zeros."""
+        other = self._pattern
+        if other.info is None or other._sizes != self._sizes:
+            msg = f"{self.group.path} does not have the non-zeros of {other.group.path}"
+            raise ValueError(msg)
+        folders = [Path(writer.group.store.root, writer.group.path) for writer in (other, self)]
+        shutil.copytree(*(folder / "indices" for folder in folders))
+        self._shas["indices"] = other._shas["indices"]
+
+    def _write_indptr(self, sizes: np.ndarray, sha: "hashlib._Hash") -> None:
+        """Write the row pointers piece by piece: with many cells they are large themselves."""
+        n = len(sizes) + 1
+        array = self.group.create_array(
+            "indptr",
+            shape=(n,),
+            dtype=np.int64,
+            chunks=(min(CHUNK, n),),
+            compressors=self._compressor,
+        )
+        end = 0
+        for start in range(0, n, CHUNK):
+            before = sizes[max(0, start - 1) : start + CHUNK - 1]
+            indptr = end + np.cumsum(before, dtype=np.int64)
+            if start == 0:
+                indptr = np.concatenate([np.zeros(1, np.int64), indptr])
+            array[start : start + len(indptr)] = indptr
+            sha.update(indptr)
+            end = int(indptr[-1])
+
+
+def _give_back_memory() -> None:
+    """Let the C library give back what was freed; glibc keeps 0.4 GB of it in 2 G non-zeros."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _write_shard(array: zarr.Array, start: int, pieces: list[np.ndarray]) -> None:
+    values = np.concatenate([np.empty(0, array.dtype), *pieces])
+    array[start : start + len(values)] = values
+
+
+def _hash_pieces(sha: "hashlib._Hash", pieces: list[np.ndarray]) -> None:
+    for piece in pieces:
+        sha.update(np.ascontiguousarray(piece))
 
 
 @contextmanager
@@ -280,9 +373,6 @@ def _consolidate(store: Path) -> None:
 def write_tables(root: zarr.Group, obs: "pd.DataFrame", var: "pd.DataFrame") -> None:
     """Write obs and var into a store, and the empty slots that make it a whole AnnData.
 
-    Strings go in the encoding that every AnnData since 0.7 reads; a column of strings with missing
-    ones, which that encoding does not know, becomes categorical.
-
     Parameters
     ----------
     root
@@ -290,17 +380,33 @@ def write_tables(root: zarr.Group, obs: "pd.DataFrame", var: "pd.DataFrame") -> 
     obs, var
         Tables with unique string indices, in the order of the matrix's rows and columns.
     """
+    write_table(root, "obs", obs)
+    write_table(root, "var", var)
+    write_slots(root)
+
+
+def write_table(root: zarr.Group, name: str, table: "pd.DataFrame") -> None:
+    """Write ``obs`` or ``var`` into a store.
+
+    Strings go in the encoding that every AnnData since 0.7 reads; a column of strings with missing
+    ones, which that encoding does not know, becomes categorical.
+    """
     import anndata as ad
     import pandas as pd
 
     with ad.settings.override(allow_write_nullable_strings=False):
-        for name, table in (("obs", obs), ("var", var)):
-            is_text = [isinstance(dtype, pd.StringDtype) for dtype in table.dtypes]
-            partial = [c for c in table.columns[is_text] if table[c].hasnans]
-            ad.io.write_elem(root, name, table.astype(dict.fromkeys(partial, "category")))
-        for slot in ("layers", "obsm", "varm", "obsp", "varp", "uns"):
-            if slot not in root:
-                ad.io.write_elem(root, slot, {})
+        is_text = [isinstance(dtype, pd.StringDtype) for dtype in table.dtypes]
+        partial = [c for c in table.columns[is_text] if table[c].hasnans]
+        ad.io.write_elem(root, name, table.astype(dict.fromkeys(partial, "category")))
+
+
+def write_slots(root: zarr.Group) -> None:
+    """Write the slots that are not there, empty, so that a store is a whole AnnData."""
+    from anndata.io import write_elem
+
+    for slot in ("layers", "obsm", "varm", "obsp", "varp", "uns"):
+        if slot not in root:
+            write_elem(root, slot, {})
 
 
 def bytes_on_disk(path: Path) -> int:

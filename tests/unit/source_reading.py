@@ -1,6 +1,7 @@
 """How the tests of sources read one and compare matrices."""
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from scrna.sources import open_source
@@ -9,7 +10,9 @@ from scrna.sources import open_source
 def read(path, matrix="X", cells=None, **options):
     """All that a source gives: obs, var, the matrix of the cells asked for, number of blocks."""
     with open_source(path, **options) as source:
-        obs = source.obs()
+        table = source.cells()
+        names = np.concatenate([np.empty(0, object), *table.names.pieces()])
+        obs = pd.DataFrame({name: table[name] for name in table.columns}).set_axis(names)
         cells = np.ones(len(obs), bool) if cells is None else cells
         blocks = list(source.blocks(matrix, cells))
         numbers = np.concatenate([block.cells for block in blocks])

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scrna.annotations import describe_columns, fit_for_disk, kept_cells, name_cells, name_genes
+from scrna.annotations import describe_columns, fit_for_disk, kept_cells, name_genes
 from scrna.errors import UserError
 
 # -------------------------------------------------------------------------------------- the genes
@@ -103,12 +103,6 @@ def test_many_values_are_not_counted():
     described = describe_columns(obs)
     assert described["id"]["distinct"] is None
     assert described["few"]["distinct"] == 2
-
-
-def test_names_that_are_numbers():
-    obs, notes = name_cells(pd.DataFrame({"a": [1, 2]}, index=[10, 11]))
-    assert list(obs.index) == ["10", "11"]
-    assert notes == []
 
 
 def test_values_match_as_numbers_and_as_strings():

@@ -4,8 +4,7 @@ import pytest
 import scipy.sparse as sp
 
 from scrna import counts as counts_module
-from scrna import slots
-from scrna.counts import Block, Counts, log_normalize, log_normalized, row_ranges
+from scrna.counts import Block, Counts, in_order, log_normalize, row_ranges
 
 BLOCK_SIZES = [1, 13, 60, 2**24]
 
@@ -111,11 +110,17 @@ def test_rows_of_non_zeros(indptr):
 def test_the_matrix_of_masks_is_that_of_slicing(store, X, masks, monkeypatch, nnz):
     monkeypatch.setattr(counts_module, "BLOCK_NNZ", nnz)
     cells, genes = masks
-    same(store.matrix("cpu"), X)
-    same(store.matrix("cpu", cells=cells), X[cells])
-    same(store.matrix("cpu", genes=genes), X[:, genes])
-    same(store.matrix("cpu", cells=cells, genes=genes), X[cells][:, genes])
-    assert store.matrix("cpu").indptr.dtype == np.int32
+    for taken in ({}, {"cells": cells}, {"genes": genes}, {"cells": cells, "genes": genes}):
+        expected = X[taken.get("cells", slice(None))][:, taken.get("genes", slice(None))]
+        found = store.matrix("cpu", nnz=expected.nnz, **taken)
+        same(found, expected)
+        assert found.indptr.dtype == np.int32
+
+
+@pytest.mark.parametrize("wrong", [-1, 1])
+def test_a_wrong_number_of_non_zeros_is_not_believed(store, X, wrong):
+    with pytest.raises(ValueError, match=r"does not have the .* non-zeros"):
+        store.matrix("cpu", nnz=X.nnz + wrong)
 
 
 @pytest.mark.parametrize("nnz", BLOCK_SIZES)
@@ -134,7 +139,7 @@ def test_kept_blocks_hold_the_same(store, X, masks, monkeypatch, nnz):
 
 
 def test_masks_that_take_no_count(store):
-    empty = store.matrix("cpu", cells=np.arange(50) == 20, genes=np.arange(30) == 4)
+    empty = store.matrix("cpu", nnz=0, cells=np.arange(50) == 20, genes=np.arange(30) == 4)
     assert (empty.shape, empty.nnz) == ((1, 1), 0)
 
 
@@ -143,32 +148,35 @@ def test_size_factors_are_those_of_the_cells_taken(store, X, masks, monkeypatch,
     monkeypatch.setattr(counts_module, "BLOCK_NNZ", nnz)
     cells, genes = masks
     factor = np.random.default_rng(3).uniform(0.01, 9, cells.sum())
-    found = store.matrix("cpu", cells=cells, genes=genes, size_factor=factor)
+    nnz = X[cells][:, genes].nnz
+    found = store.matrix("cpu", nnz=nnz, cells=cells, genes=genes, size_factor=factor)
     expected = np.log1p(X[cells][:, genes].toarray() / factor[:, None])
     np.testing.assert_allclose(found.toarray(), expected, rtol=1e-6)
     blocks = [log_normalize(b, factor) for b in store.kept_blocks("cpu", cells, genes)]
     np.testing.assert_array_equal(np.concatenate(blocks), found.data)
 
 
-@pytest.mark.parametrize("target_sum", [10000, 123.4, "median"])
-def test_log_normalised_values_are_scanpys(tmp_path, simulated, target_sum):
-    import scanpy as sc
+def test_results_of_threads_come_in_order():
+    import time
 
-    from scripts.normalize import normalize
+    def late(n):
+        time.sleep(0.02 if n % 3 == 0 else 0)
+        return n
 
-    normalize(simulated.counts, simulated.filtered, tmp_path / "n.h5", target_sum=target_sum)
-    expected = simulated.kept
-    sc.pp.normalize_total(expected, target_sum=None if target_sum == "median" else target_sum)
-    sc.pp.log1p(expected)
-    files = simulated.counts, simulated.filtered, tmp_path / "n.h5"
-    found = log_normalized(*files, "cpu")
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found.toarray(), expected.X.toarray(), rtol=2e-6)
-    genes = np.arange(expected.n_vars) % 3 == 0
-    part = log_normalized(*files, "cpu", genes=genes)
-    assert (part != found[:, genes]).nnz == 0
-    # the mask of the filter is not changed by it
-    assert slots.read(simulated.filtered, "var/keep").sum() == expected.n_vars
+    assert list(in_order(late, range(20), threads=4)) == list(range(20))
+
+
+def test_an_error_in_a_thread_ends_the_rest():
+    called = []
+
+    def fail(n):
+        called.append(n)
+        if n == 2:
+            raise ValueError("the third")
+
+    with pytest.raises(ValueError, match="the third"):
+        list(in_order(fail, range(1000), threads=2))
+    assert len(called) < 20
 
 
 @pytest.mark.parametrize(

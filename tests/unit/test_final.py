@@ -84,7 +84,7 @@ def few(demo):
 
 
 def test_many_blocks_make_the_same(demo, whole, monkeypatch, caplog):
-    monkeypatch.setattr("scrna.counts.BLOCK_NNZ", 5000)
+    monkeypatch.setattr("scripts.final._BLOCK_NNZ", 5000)
     caplog.set_level("INFO", "scrna")
     again = ad.read_zarr(demo.final("blocks.zarr", few(demo)))
     assert (again.X != whole.X).nnz == 0

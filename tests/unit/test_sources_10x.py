@@ -62,7 +62,7 @@ def test_10x_of_cell_ranger_3(tmp_path):
     assert var["gene_symbols"].iloc[3] == "SYM4"
     with open_source(tmp_path / "a.h5") as source:
         assert source.kind == "10x_h5"
-        assert source.obs().index[1] == "AAA1-1"
+        assert source.cells().names.one(1) == "AAA1-1"
         assert source.notes == [
             "37 genes are used; other features are left out: 2 of type Antibody Capture, "
             "1 of type CRISPR Guide Capture."

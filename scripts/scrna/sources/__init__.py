@@ -22,7 +22,7 @@ _ACCEPTED = (
 
 @contextmanager
 def open_source(
-    paths: Path | list[Path], *, kind: str = "auto", memory: int = 2 * 2**30
+    paths: Path | list[Path], *, kind: str = "auto", memory: int = 3 * 2**28
 ) -> Iterator[Source]:
     """Open a source of counts.
 

@@ -1,5 +1,6 @@
 """What the readers of all formats share."""
 
+import os
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -9,15 +10,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from scrna.cells import CellTable
 from scrna.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
     from scipy.sparse import csr_matrix
 
-#: Values read at once: 2**22 float32 and int32 are 32 MB, and some copies of them while they are
-#: worked on.
-BLOCK_NNZ = 2**22
+#: Values in a block: 2**20 float32 and int32 are 8 MB, and some copies of them while they are
+#: worked on; several blocks are worked on at the same time.
+BLOCK_NNZ = 2**20
+_BYTES_AT_WORK = 100  # of a value, from the file to the writer
 
 
 class Block(NamedTuple):
@@ -52,17 +55,17 @@ class Source(ABC):
         return self.files[0].name if len(self.files) == 1 else self.files[0].parent.name
 
     @property
-    @abstractmethod
     def n_obs(self) -> int:
         """Cells in the source."""
+        return len(self.cells())
 
     @abstractmethod
     def matrices(self) -> list[str]:
         """Name the matrices of cells by genes, in the order in which to look for counts."""
 
     @abstractmethod
-    def obs(self) -> "pd.DataFrame":
-        """Read the table of cells, indexed by their names."""
+    def cells(self) -> CellTable:
+        """Open the table of cells."""
 
     @abstractmethod
     def var(self, matrix: str) -> "pd.DataFrame":
@@ -89,6 +92,20 @@ class Source(ABC):
 
     def close(self) -> None:  # noqa: B027 - not every source holds something open
         """Let go of the files."""
+
+
+def n_threads(n_values: int, memory: int = 2**30) -> int:
+    """Tell how many threads may work on blocks: one a core, as far as memory goes.
+
+    Parameters
+    ----------
+    n_values
+        Values in a block.
+    memory
+        Bytes that all of them may hold.
+    """
+    fit = memory // (_BYTES_AT_WORK * max(1, n_values))
+    return max(1, min(len(os.sched_getaffinity(0)), fit))
 
 
 class NotMatrix(Exception):  # noqa: N818 - a finding, told to the user with the others

@@ -3,22 +3,23 @@
 import os
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import h5py
 import numpy as np
 from scipy import sparse
 
-from scrna.counts import row_ranges
+from scrna.counts import in_order, row_ranges
 from scrna.errors import UserError
 from scrna.log import log
 from scrna.progress import Progress
-from scrna.sources.base import BLOCK_NNZ, Block, NotMatrix
+from scrna.sources.base import BLOCK_NNZ, Block, NotMatrix, n_threads
 
 _DEFLATE, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
+_DENSE_BYTES = 2**26  # of a dense block
+_CSC_BYTES = 2**28  # at work while cells are collected
+_ROW_BYTES = 40  # of a cell that is collected, beside its values
 
 
 @contextmanager
@@ -34,71 +35,84 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
 
 
 class Column:
-    """A 1-D dataset of numbers; its gzipped chunks are inflated by all cores.
+    """A 1-D dataset of numbers that several threads may read at the same time.
 
-    HDF5 inflates one chunk after the other, at some 200 MB/s: by far the slowest part of a
-    conversion. Other filters, and datasets without chunks, are left to HDF5.
+    HDF5 lets one thread in at a time and inflates one chunk after the other, at some 200 MB/s: by
+    far the slowest part of a conversion. So the bytes of plain and gzipped datasets are read from
+    the file itself and inflated by the thread that asks. Other filters are left to HDF5.
 
     Parameters
     ----------
     dataset
         The dataset, in an open file.
-    threads
-        The pool that inflates.
     """
 
-    def __init__(self, dataset: h5py.Dataset, threads: ThreadPoolExecutor):
+    def __init__(self, dataset: h5py.Dataset):
         self.dataset = dataset
         self.dtype = dataset.dtype.newbyteorder("=")
-        self._threads = threads
+        self.chunk = dataset.chunks[0] if dataset.chunks else 0
         pipeline = dataset.id.get_create_plist()
         filters = [pipeline.get_filter(i)[0] for i in range(pipeline.get_nfilters())]
-        self._is_shuffled = filters == [_SHUFFLE, _DEFLATE]
-        self._is_deflated = self._is_shuffled or filters == [_DEFLATE]
+        is_plain = dataset.file.userblock_size == 0 and dataset.dtype.kind in "iuf"
+        self._is_direct = is_plain and filters in ([], [_DEFLATE], [_SHUFFLE, _DEFLATE])
+        self._is_deflated = _DEFLATE in filters
+        self._is_shuffled = _SHUFFLE in filters
+        self._path = dataset.file.filename
+        self._offset = None if self.chunk else dataset.id.get_offset()  # of one that is in a piece
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, span: slice) -> np.ndarray:
-        chunk = self.dataset.chunks[0] if self.dataset.chunks else 0
-        if not self._is_deflated or span.stop - span.start < chunk:
+        n = span.stop - span.start
+        if not self._is_direct or (not self.chunk and self._offset is None) or not n:
             return self.dataset[span].astype(self.dtype, copy=False)
-        values = np.empty(span.stop - span.start, self.dataset.dtype)
-
-        def inflate(start: int) -> None:
-            piece = self._chunk(start)
-            low, high = max(start, span.start), min(start + chunk, span.stop)
-            values[low - span.start : high - span.start] = piece[low - start : high - start]
-
-        first = span.start // chunk * chunk
-        for _ in self._threads.map(inflate, range(first, span.stop, chunk)):
-            pass
+        values = np.empty(n, self.dataset.dtype)
+        with open(self._path, "rb", buffering=0) as file:
+            if not self.chunk:
+                _read_into(file.fileno(), values, self._offset + span.start * values.itemsize)
+            else:
+                for start in range(span.start // self.chunk * self.chunk, span.stop, self.chunk):
+                    low, high = max(start, span.start), min(start + self.chunk, span.stop)
+                    part = values[low - span.start : high - span.start]
+                    self._read_chunk(file.fileno(), start, low - start, part)
         return values.astype(self.dtype, copy=False)
 
-    def _chunk(self, start: int) -> np.ndarray:
-        chunk, dtype = self.dataset.chunks[0], self.dataset.dtype
-        stop = min(start + chunk, len(self.dataset))
-        if self.dataset.id.get_chunk_info_by_coord((start,)).byte_offset is None:
-            return self.dataset[start:stop]  # never written: it holds the fill value
-        mask, packed = self.dataset.id.read_direct_chunk((start,))
-        if mask:  # a filter was skipped for this chunk
-            return self.dataset[start:stop]
-        raw = np.frombuffer(zlib.decompress(packed, bufsize=chunk * dtype.itemsize), np.uint8)
+    def _read_chunk(self, file: int, start: int, skip: int, part: np.ndarray) -> None:
+        """Fill a part of the result from a chunk, ``skip`` values after its start."""
+        where = self.dataset.id.get_chunk_info_by_coord((start,))
+        if where.byte_offset is None or where.filter_mask:
+            # never written, and it holds the fill value; or a filter was skipped for it
+            part[:] = self.dataset[start + skip : start + skip + len(part)]
+            return
+        dtype = part.dtype
+        if not self._is_deflated:
+            _read_into(file, part, where.byte_offset + skip * dtype.itemsize)
+            return
+        packed = np.empty(where.size, np.uint8)
+        _read_into(file, packed, where.byte_offset)
+        raw = np.frombuffer(zlib.decompress(packed, bufsize=self.chunk * dtype.itemsize), np.uint8)
         if self._is_shuffled:
             raw = np.ascontiguousarray(raw.reshape(dtype.itemsize, -1).T).reshape(-1)
-        return raw.view(dtype)
+        part[:] = raw.view(dtype)[skip : skip + len(part)]
 
 
-def thread_pool() -> ThreadPoolExecutor:
-    """Make a pool with a thread for each core that this process may use."""
-    return ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0)))
+def _read_into(file: int, values: np.ndarray, offset: int) -> None:
+    """Fill an array from a place in a file."""
+    left = memoryview(values).cast("B")
+    while left:
+        n = os.preadv(file, [left], offset)
+        if not n:
+            msg = "the file ends within a dataset"
+            raise EOFError(msg)
+        left, offset = left[n:], offset + n
 
 
 def checked_indptr(dataset: h5py.Dataset, n: int, nnz: int) -> np.ndarray:
-    """Read row (or column) pointers and make sure that they can be followed."""
-    indptr = dataset[:].astype(np.int64)
+    """Read row (or column) pointers, int64, and make sure that they can be followed."""
+    indptr = dataset[:].astype(np.int64, copy=False)
     is_sound = len(indptr) == n + 1 and indptr[0] == 0 and indptr[-1] == nnz
-    if not is_sound or np.any(np.diff(indptr) < 0):
+    if not is_sound or np.any(indptr[1:] < indptr[:-1]):
         msg = f"damaged: its row pointers do not fit {n:,} rows and {nnz:,} stored values"
         raise NotMatrix(msg)
     return indptr
@@ -113,7 +127,7 @@ def csr_blocks(
     *,
     genes: np.ndarray | None = None,
 ) -> Iterator[Block]:
-    """Read a CSR matrix; ranges of rows without a wanted cell are not read.
+    """Read a CSR matrix, several blocks at a time; those without a wanted cell are not read.
 
     Parameters
     ----------
@@ -126,15 +140,14 @@ def csr_blocks(
     genes
         Mask of the columns wanted; None takes all.
     """
-    chunk = data.dataset.chunks[0] if data.dataset.chunks else 0
-    # A chunk is inflated whole, so a block is at least one.
-    for start, stop in row_ranges(indptr, max(BLOCK_NNZ, chunk)):
+    dtype = _number_type(data.dtype)
+
+    def read(rows: tuple[int, int]) -> Block:
+        start, stop = rows
         wanted = cells[start:stop]
-        if not wanted.any():
-            continue
         span = slice(int(indptr[start]), int(indptr[stop]))
         columns = _checked(indices[span], n_vars)
-        values = data[span].astype(_number_type(data.dtype), copy=False)
+        values = data[span].astype(dtype, copy=False)
         pointers = indptr[start : stop + 1] - span.start
         n_columns = n_vars
         if genes is not None:
@@ -147,7 +160,11 @@ def csr_blocks(
             shape=(stop - start, n_columns),
         )
         numbers = start + np.flatnonzero(wanted)
-        yield Block(numbers, block if wanted.all() else block[wanted])
+        return Block(numbers, block if wanted.all() else block[wanted])
+
+    n_values = max(BLOCK_NNZ, data.chunk)  # a chunk is inflated whole, so a block is at least one
+    ranges = (rows for rows in row_ranges(indptr, n_values) if cells[slice(*rows)].any())
+    yield from in_order(read, ranges, n_threads(n_values))
 
 
 def csc_blocks(
@@ -173,68 +190,102 @@ def csc_blocks(
     cells
         Mask of the cells wanted.
     memory
-        Bytes for the cells that are collected in a pass.
+        Bytes for the cells that are collected in a pass, one cell at least.
     """
-    n_obs, n_vars = shape
-    column_ranges = list(row_ranges(indptr, max(BLOCK_NNZ, n_obs)))
-    lengths = np.zeros(n_obs, np.int64)
-    with Progress("count each cell's values", total=n_vars, unit="genes") as progress:
-        for start, stop in column_ranges:
-            rows = _checked(indices[int(indptr[start]) : int(indptr[stop])], n_obs)
-            lengths += np.bincount(rows, minlength=n_obs)
-            progress.update(stop - start)
-    lengths[~cells] = 0
-    row_starts = np.concatenate([[0], np.cumsum(lengths)])
-    value_bytes = _number_type(data.dtype).itemsize + 4
-    ranges = list(row_ranges(row_starts, max(1, memory // value_bytes)))
+    csc = _Csc(data, indices, indptr, shape, cells)
+    sizes = csc.row_sizes()
+    row_bytes = sizes * csc.value_bytes + _ROW_BYTES
+    ranges = list(row_ranges(np.concatenate([[0], np.cumsum(row_bytes)]), max(1, memory)))
     log.info(
         "the matrix is stored by genes (CSC), not by cells: it is read %d times, "
         "with %s MB of cells in memory at once",
         len(ranges) + 1,
-        f"{max(row_starts[b] - row_starts[a] for a, b in ranges) * value_bytes / 1e6:,.0f}",
+        f"{max(row_bytes[a:b].sum() for a, b in ranges) / 1e6:,.0f}",
     )
-    csc = _Csc(data, indices, indptr, column_ranges, cells, n_vars)
+    del row_bytes
     for number, (first, last) in enumerate(ranges, start=1):
+        if not cells[first:last].any():
+            continue
         label = f"collect cells, {number} of {len(ranges)}"
-        collected = _collect(csc, row_starts[first : last + 1], first, label)
+        collected = csc.rows(first, last, sizes[first:last], label)
         for start, stop in row_ranges(collected.indptr, BLOCK_NNZ):
             wanted = cells[first + start : first + stop]
             if wanted.any():
                 yield Block(first + start + np.flatnonzero(wanted), collected[start:stop][wanted])
+        del collected  # before the next cells are collected
 
 
-class _Csc(NamedTuple):
-    data: Column
-    indices: Column
-    indptr: np.ndarray
-    ranges: list[tuple[int, int]]  # columns that are read at once
-    cells: np.ndarray
-    n_vars: int
+class _Csc:
+    """A CSC matrix on disk, read in spans of values whatever the columns."""
 
+    def __init__(
+        self,
+        data: Column,
+        indices: Column,
+        indptr: np.ndarray,
+        shape: tuple[int, int],
+        cells: np.ndarray,
+    ):
+        self._data, self._indices, self._indptr = data, indices, indptr
+        self._shape, self._cells = shape, cells
+        self._dtype = _number_type(data.dtype)
+        self._n_values = max(BLOCK_NNZ // 4, data.chunk)
+        self.value_bytes = self._dtype.itemsize + 4
 
-def _collect(csc: _Csc, row_starts: np.ndarray, first: int, label: str) -> sparse.csr_matrix:
-    """Go through all columns and put the values of some rows where they belong in CSR."""
-    row_starts = row_starts - row_starts[0]
-    n_rows = len(row_starts) - 1
-    values = np.empty(row_starts[-1], _number_type(csc.data.dtype))
-    columns = np.empty(row_starts[-1], np.int32)
-    place = row_starts[:-1].copy()  # where a row's next value goes
-    with Progress(label, total=csc.n_vars, unit="genes") as progress:
-        for start, stop in csc.ranges:
-            pointers = csc.indptr[start : stop + 1]
-            span = slice(int(pointers[0]), int(pointers[-1]))
-            rows = csc.indices[span].astype(np.int64, copy=False)
-            is_here = (rows >= first) & (rows < first + n_rows) & csc.cells[rows]
-            ends = np.concatenate([[0], np.cumsum(is_here)])[pointers - span.start]
-            parts = (csc.data[span][is_here], rows[is_here] - first, ends)
-            piece = sparse.csc_matrix(parts, shape=(n_rows, stop - start)).tocsr()
-            lengths = np.diff(piece.indptr)
-            target = np.repeat(place - piece.indptr[:-1], lengths) + np.arange(piece.nnz)
-            values[target] = piece.data
-            columns[target] = piece.indices + start
-            place += lengths
-            progress.update(stop - start)
-    return sparse.csr_matrix((values, columns, row_starts), shape=(n_rows, csc.n_vars))
+    def row_sizes(self) -> np.ndarray:
+        """Count each wanted cell's values, int64."""
+        n_obs = self._shape[0]
+        # each count goes through all cells once
+        spans = self._spans(max(self._n_values, n_obs // 4))
+        sizes = np.zeros(n_obs, np.int64)
+
+        def count(span: slice) -> np.ndarray:
+            return _checked(self._indices[span], n_obs)
+
+        with Progress("count each cell's values", total=self._nnz, unit="values") as progress:
+            for rows in in_order(count, spans, n_threads(spans[0].stop, _CSC_BYTES)):
+                sizes += np.bincount(rows, minlength=n_obs)
+                progress.update(len(rows))
+        sizes[~self._cells] = 0
+        return sizes
+
+    def rows(self, first: int, last: int, sizes: np.ndarray, label: str) -> sparse.csr_matrix:
+        """Go through all columns and put the values of some rows where they belong in CSR."""
+        n_rows = last - first
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        values = np.empty(starts[-1], self._dtype)
+        columns = np.empty(starts[-1], np.int32)
+        place = starts[:-1].copy()  # where a row's next value goes
+        spans = self._spans(max(self._n_values, n_rows // 4))
+
+        def read(span: slice) -> tuple[int, sparse.csr_matrix]:
+            rows = self._indices[span]
+            is_here = (rows >= first) & (rows < last)
+            is_here[is_here] = self._cells[rows[is_here]]
+            edges = np.clip(self._indptr, span.start, span.stop) - span.start
+            ends = np.concatenate([[0], np.cumsum(is_here)])[edges]
+            values = self._data[span][is_here].astype(self._dtype, copy=False)
+            parts = (values, (rows[is_here] - first).astype(np.int32, copy=False), ends)
+            piece = sparse.csc_matrix(parts, shape=(n_rows, self._shape[1])).tocsr()
+            return span.stop - span.start, piece
+
+        with Progress(label, total=self._nnz, unit="values") as progress:
+            for n, piece in in_order(read, spans, n_threads(spans[0].stop, _CSC_BYTES)):
+                sizes_here = np.diff(piece.indptr)
+                target = np.repeat(place - piece.indptr[:-1], sizes_here)
+                target += np.arange(piece.nnz)
+                values[target], columns[target] = piece.data, piece.indices
+                place += sizes_here
+                progress.update(n)
+        return sparse.csr_matrix((values, columns, starts), shape=(n_rows, self._shape[1]))
+
+    @property
+    def _nnz(self) -> int:
+        return int(self._indptr[-1])
+
+    def _spans(self, n_values: int) -> list[slice]:
+        starts = range(0, max(1, self._nnz), n_values)
+        return [slice(start, min(start + n_values, self._nnz)) for start in starts]
 
 
 def dense_blocks(dataset: h5py.Dataset, cells: np.ndarray, *, memory: int) -> Iterator[Block]:
@@ -250,21 +301,24 @@ def dense_blocks(dataset: h5py.Dataset, cells: np.ndarray, *, memory: int) -> It
         Bytes that a block may take.
     """
     n_obs, n_vars = dataset.shape
-    _number_type(dataset.dtype)
+    dtype = _number_type(dataset.dtype)
     row_bytes = max(1, n_vars * dataset.dtype.itemsize)
-    n_rows = max(1, 4 * BLOCK_NNZ // row_bytes)
+    n_rows = max(1, min(_DENSE_BYTES, 16 * BLOCK_NNZ) // row_bytes)
     chunk = dataset.chunks[0] if dataset.chunks else 1
     if chunk <= n_rows:
         n_rows -= n_rows % chunk
     else:
         n_rows = min(chunk, max(1, memory // row_bytes))
-    for start in range(0, n_obs, n_rows):
-        stop = min(start + n_rows, n_obs)
-        wanted = cells[start:stop]
-        if wanted.any():
-            values = dataset[start:stop][wanted]
-            block = sparse.csr_matrix(values.astype(_number_type(values.dtype), copy=False))
-            yield Block(start + np.flatnonzero(wanted), block)
+
+    def read(start: int) -> Block:
+        wanted = cells[start : start + n_rows]
+        values = dataset[start : start + n_rows][wanted]
+        block = sparse.csr_matrix(values.astype(dtype, copy=False))
+        return Block(start + np.flatnonzero(wanted), block)
+
+    starts = (start for start in range(0, n_obs, n_rows) if cells[start : start + n_rows].any())
+    # HDF5 reads one block after the other; meanwhile another is made sparse
+    yield from in_order(read, starts, 2 if n_rows * row_bytes < memory // 8 else 1)
 
 
 def _number_type(dtype: np.dtype) -> np.dtype:

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 from scipy import sparse
 
+from scrna.cells import CellTable, Text
 from scrna.errors import UserError
 from scrna.log import log
 from scrna.sources.base import BLOCK_NNZ, Block, Source, intact
@@ -58,20 +59,13 @@ class MtxSource(Source):
         types = self._var.get("feature_types")
         self._is_gene, self.notes = gene_mask(types, len(self._var), folder.name)
 
-    @property
-    def n_obs(self) -> int:
-        """Cells in the folder."""
-        return len(self._barcodes)
-
     def matrices(self) -> list[str]:
         """Name the one matrix ``X``."""
         return ["X"]
 
-    def obs(self) -> "pd.DataFrame":
-        """Make the table of cells: barcodes and nothing else."""
-        import pandas as pd
-
-        return pd.DataFrame(index=pd.Index(self._barcodes, dtype="str"))
+    def cells(self) -> CellTable:
+        """Open the table of cells: barcodes and nothing else."""
+        return CellTable({}, Text.of(self._barcodes))
 
     def var(self, matrix: str) -> "pd.DataFrame":
         """Read the table of genes: ids; ``gene_symbols``, ``feature_types``."""

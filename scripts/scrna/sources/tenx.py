@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
+from scrna.cells import CellTable, Text
 from scrna.errors import UserError
 from scrna.sources.base import Block, Source, intact
-from scrna.sources.hdf5 import Column, checked_indptr, csr_blocks, open_hdf5, thread_pool
+from scrna.sources.hdf5 import Column, checked_indptr, csr_blocks, open_hdf5
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,16 +35,15 @@ class TenxSource(Source):
         self.files = [path]
         self._stack = ExitStack()
         self._file = self._stack.enter_context(open_hdf5(path))
-        self._threads = self._stack.enter_context(thread_pool())
         self._group = _matrix_group(self._file, path.name)
         with intact(path.name):
             self._var = self._read_var()
-            self._obs_names = _strings(self._group["barcodes"])
+            self._barcodes = self._group["barcodes"]
             shape = tuple(int(n) for n in self._group["shape"])
-        if shape != (len(self._var), len(self._obs_names)):
+        if shape != (len(self._var), len(self._barcodes)):
             msg = (
                 f"{path.name} is damaged: its matrix is {shape[0]:,} × {shape[1]:,}, with "
-                f"{len(self._var):,} features and {len(self._obs_names):,} barcodes"
+                f"{len(self._var):,} features and {len(self._barcodes):,} barcodes"
             )
             raise UserError(msg)
         types = self._var.get("feature_types")
@@ -53,20 +53,18 @@ class TenxSource(Source):
         """Close the file."""
         self._stack.close()
 
-    @property
-    def n_obs(self) -> int:
-        """Cells in the file."""
-        return len(self._obs_names)
-
     def matrices(self) -> list[str]:
         """Name the one matrix ``X``."""
         return ["X"]
 
-    def obs(self) -> "pd.DataFrame":
-        """Make the table of cells: barcodes and nothing else."""
-        import pandas as pd
+    def cells(self) -> CellTable:
+        """Open the table of cells: barcodes and nothing else."""
 
-        return pd.DataFrame(index=pd.Index(self._obs_names, dtype="str"))
+        def read(start: int, stop: int) -> np.ndarray:
+            with intact(f"the barcodes of {self.name}"):
+                return np.array([name.decode() for name in self._barcodes[start:stop]], object)
+
+        return CellTable({}, Text(read, len(self._barcodes)))
 
     def var(self, matrix: str) -> "pd.DataFrame":
         """Read the table of genes: ids; ``gene_symbols``, ``feature_types``, ``genome``."""
@@ -75,8 +73,8 @@ class TenxSource(Source):
     def blocks(self, matrix: str, cells: np.ndarray) -> Iterator[Block]:
         """Read the matrix in blocks of cells, genes alone."""
         with intact(f"the matrix of {self.name}"):
-            data = Column(self._group["data"], self._threads)
-            indices = Column(self._group["indices"], self._threads)
+            data = Column(self._group["data"])
+            indices = Column(self._group["indices"])
             nnz = min(len(data), len(indices))
             indptr = checked_indptr(self._group["indptr"], self.n_obs, nnz)
             genes = None if self._is_gene.all() else self._is_gene

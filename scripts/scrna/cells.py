@@ -1,0 +1,346 @@
+"""The table of cells of a source, read and written a column at a time.
+
+Of many cells the names alone, as Python's strings, take 80 bytes a cell and column. So strings are
+read in pieces: those that repeat become categories, the others, names among them, go to disk piece
+by piece. What is held for each cell is one column of numbers or codes, and two hashes.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pandas as pd
+import zarr
+
+from scrna.annotations import (
+    MAX_DISTINCT,
+    describe_columns,
+    fit_column,
+    fit_names,
+    table_digest,
+    unique_index,
+)
+from scrna.errors import UserError
+
+_PIECE = 2**16  # strings that are read, and written, at once
+_FEW = 2**16  # categories that are looked for as they are read
+_MISSING = np.uint64(2**64 - 1)  # what pandas makes of a missing category
+
+
+class Text:
+    """Strings, read by pieces.
+
+    Parameters
+    ----------
+    read
+        Gives the strings from a first to before a last one: object array, None for missing ones.
+    n
+        How many there are.
+    cells
+        Mask of those that are meant, (n,); None for all.
+    numbers
+        For each of those, what is added to it as ``-1``; 0 for nothing.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int, int], np.ndarray],
+        n: int,
+        cells: np.ndarray | None = None,
+        numbers: np.ndarray | None = None,
+    ):
+        self._read, self._n, self._cells, self._numbers = read, n, cells, numbers
+
+    @classmethod
+    def of(cls, values: pd.Series | pd.Index) -> Self:
+        """Take strings that are in memory."""
+        values = values.astype("str").array
+
+        def read(start: int, stop: int) -> np.ndarray:
+            found = np.array(values[start:stop], dtype=object)
+            found[pd.isna(found)] = None
+            return found
+
+        return cls(read, len(values))
+
+    def __len__(self) -> int:
+        return self._n if self._cells is None else int(np.count_nonzero(self._cells))
+
+    def where(self, cells: np.ndarray) -> Self:
+        """Narrow them to some, by a mask."""
+        return type(self)(self._read, self._n, None if cells.all() else cells)
+
+    def numbered(self, numbers: np.ndarray) -> Self:
+        """Add numbers to some: ``name-1``."""
+        return type(self)(self._read, self._n, self._cells, numbers)
+
+    def one(self, place: int) -> str:
+        """Read one of the strings of all cells."""
+        return self._read(place, place + 1)[0]
+
+    def pieces(self) -> Iterator[np.ndarray]:
+        """Read all, in pieces: object arrays, None for missing ones."""
+        done = 0
+        for start in range(0, self._n, _PIECE):
+            stop = min(start + _PIECE, self._n)
+            wanted = None if self._cells is None else self._cells[start:stop]
+            if wanted is not None and not wanted.any():
+                continue
+            values = self._read(start, stop)
+            values = values if wanted is None else values[wanted]
+            if self._numbers is not None:
+                numbers = self._numbers[done : done + len(values)]
+                for i in np.flatnonzero(numbers):
+                    values[i] = f"{values[i]}-{numbers[i]}"
+            done += len(values)
+            yield values
+
+    def hashes(self) -> np.ndarray:
+        """Hash each: uint64, of a missing one as pandas hashes a missing category."""
+        found = np.empty(len(self), np.uint64)
+        done = 0
+        for values in self.pieces():
+            part = pd.util.hash_array(values, categorize=False)
+            part[pd.isna(values)] = _MISSING
+            found[done : done + len(values)] = part
+            done += len(values)
+        return found
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """Read those at some places, ascending: object array."""
+        found, done = [np.empty(0, object)], 0
+        for values in self.pieces():
+            first, last = np.searchsorted(places, [done, done + len(values)])
+            found.append(values[places[first:last] - done])
+            done += len(values)
+        return np.concatenate(found)
+
+    def categories(self) -> pd.Categorical | None:
+        """Make categories of them if some repeat or are missing; None if all are distinct."""
+        codes, known = np.empty(len(self), np.int32), {}
+        done = 0
+        for values in self.pieces():
+            part, distinct = pd.factorize(values)
+            table = np.array([known.setdefault(value, len(known)) for value in distinct], np.int32)
+            codes[done : done + len(values)] = np.append(table, -1)[part]
+            done += len(values)
+            if len(known) > _FEW:
+                return self._many_categories()
+        is_whole = not (codes < 0).any()
+        if is_whole and len(known) == len(codes):
+            return None
+        return _sorted_categories(codes, np.array(list(known), object))
+
+    def _many_categories(self) -> pd.Categorical | None:
+        """Do so by hashes, since a table of all strings would take much memory."""
+        hashes = self.hashes()
+        hashes.sort()
+        if hashes[-1] != _MISSING and not _repeats(hashes):
+            return None
+        found, first, codes = np.unique(self.hashes(), return_index=True, return_inverse=True)
+        codes = codes.astype(np.int32)
+        if found[-1] == _MISSING:
+            first = first[:-1]
+            codes[codes == len(first)] = -1
+        order = np.argsort(first)
+        codes = np.append(np.argsort(order).astype(np.int32), np.int32(-1))[codes]
+        return _sorted_categories(codes, self.at(first[order]))
+
+
+class CellTable:
+    """The table of cells: its columns are read when they are asked for.
+
+    Parameters
+    ----------
+    columns
+        Name to a function that reads it: what AnnData reads, or `Text`.
+    names
+        The names of the cells.
+    """
+
+    def __init__(self, columns: dict[str, Callable[[], Any]], names: Text):
+        fitted, self.notes = fit_names(list(columns), "obs")
+        self._read = dict(zip(fitted, columns.values(), strict=True))
+        self.names = names
+
+    @classmethod
+    def of(cls, obs: pd.DataFrame) -> Self:
+        """Take a table that is in memory."""
+        columns = {str(name): lambda values=values: values for name, values in obs.items()}
+        return cls(columns, Text.of(obs.index))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, column: str) -> bool:
+        return column in self._read
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns, as AnnData can write them."""
+        return list(self._read)
+
+    def __getitem__(self, column: str) -> pd.Series:
+        """Read a column."""
+        values = self.read(column)
+        return pd.Series(np.concatenate([*values.pieces()])) if isinstance(values, Text) else values
+
+    def read(self, column: str, cells: np.ndarray | None = None) -> pd.Series | Text:
+        """Read a column of some cells; distinct strings stay `Text`, repeated are categories."""
+        values = self._read[column]()
+        if len(values) != len(self):
+            msg = (
+                f"obs is damaged: its column {column} has {len(values):,} values for "
+                f"{len(self):,} cells; get the file again"
+            )
+            raise UserError(msg)
+        if not isinstance(values, Text):
+            values = pd.Series(values).reset_index(drop=True)
+            if values.dtype != object and not isinstance(values.dtype, pd.StringDtype):
+                return fit_column(values if cells is None else values[cells])
+            values = Text.of(values)
+        values = values if cells is None else values.where(cells)
+        categories = values.categories()
+        return values if categories is None else pd.Series(categories)
+
+
+class Written(NamedTuple):
+    """What `write_cells` has written."""
+
+    columns: dict[str, dict[str, Any]]
+    """As `scrna.annotations.describe_columns` tells."""
+    digest: str
+    notes: list[str]
+
+
+def write_cells(root: zarr.Group, table: CellTable, cells: np.ndarray) -> Written:
+    """Write the table of some cells as ``obs``, as AnnData encodes a DataFrame.
+
+    Parameters
+    ----------
+    root
+        The root group of the store.
+    table
+        The cells of the source.
+    cells
+        Mask of those that are written.
+    """
+    from anndata.io import write_elem
+
+    group = root.create_group("obs")
+    group.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.2.0"})
+    group.attrs.update({"_index": "_index", "column-order": table.columns})
+    described, rows = {}, RowHashes(len(table.columns) + 1)
+    for name in table.columns:
+        values = table.read(name, cells)
+        if isinstance(values, Text):
+            distinct = len(values) if len(values) < MAX_DISTINCT else None
+            described[name] = {"dtype": "str", "distinct": distinct, "missing": 0}
+            rows.add(values.hashes())
+            _write_text(group, name, values)
+        else:
+            described |= describe_columns({name: values})
+            rows.add(pd.util.hash_pandas_object(values, index=False).to_numpy())
+            is_plain = isinstance(values.dtype, np.dtype)
+            write_elem(group, name, values.to_numpy() if is_plain else values.array)
+        del values  # before the next one is read
+    names, notes = unique_names(table.names.where(cells))
+    rows.add(names.hashes())
+    _write_text(group, "_index", names)
+    return Written(described, table_digest(table.columns, rows.hashes), notes)
+
+
+def unique_names(names: Text) -> tuple[Text, list[str]]:
+    """Add numbers to repeated names, as AnnData does, and say so.
+
+    Parameters
+    ----------
+    names
+        The names of the cells.
+
+    Returns
+    -------
+    Names of which each is there once, and notes.
+    """
+    hashes = names.hashes()
+    hashes.sort()
+    if not _repeats(hashes):
+        return names, []
+    hashes = names.hashes()
+    order = np.argsort(hashes, kind="stable")
+    ordered = hashes[order]
+    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
+    numbers = np.empty(len(names), np.int32)
+    numbers[order] = np.arange(len(names)) - np.repeat(
+        starts, np.diff(np.append(starts, len(names)))
+    )
+    del hashes, order, ordered
+    unique = names.numbered(numbers)
+    hashes = unique.hashes()
+    hashes.sort()
+    if _repeats(hashes):  # a name with a number added was there already
+        index = pd.Index(np.concatenate([*names.pieces()]), dtype="str")
+        index, notes = unique_index(index, "cell names")
+        return Text.of(index), notes
+    first = np.flatnonzero(numbers == 1)
+    examples = ", ".join(names.at(first[:5])) + (", …" if len(first) > 5 else "")
+    note = (
+        f"{len(first):,} cell names occur more than once ({examples}): the "
+        f"{np.count_nonzero(numbers):,} repeats have a number added (-1, -2, …)."
+    )
+    return unique, [note]
+
+
+class RowHashes:
+    """Hash rows a column at a time, as `pandas.util.hash_pandas_object` does a DataFrame's.
+
+    Parameters
+    ----------
+    n_columns
+        How many columns come, the index, which is the last, among them.
+    """
+
+    def __init__(self, n_columns: int):
+        self._left = n_columns
+        self._factor = 1000003
+        self._sum: np.ndarray | None = None
+
+    def add(self, hashes: np.ndarray) -> None:
+        """Add the next column's hashes, uint64."""
+        if self._sum is None:
+            self._sum = np.full(len(hashes), 0x345678, np.uint64)
+        self._sum ^= hashes
+        self._sum *= np.uint64(self._factor)
+        self._factor += 82520 + 2 * self._left
+        self._left -= 1
+
+    @property
+    def hashes(self) -> np.ndarray:
+        """The rows' hashes when all columns were added, uint64."""
+        return self._sum + np.uint64(97531)
+
+
+def _repeats(ordered: np.ndarray) -> bool:
+    return bool(np.any(ordered[1:] == ordered[:-1]))
+
+
+def _sorted_categories(codes: np.ndarray, categories: np.ndarray) -> pd.Categorical:
+    """Sort categories as pandas does."""
+    order = np.argsort(categories)
+    places = np.append(np.argsort(order), -1).astype(np.int32)
+    return pd.Categorical.from_codes(places[codes], pd.Index(categories[order], dtype="str"))
+
+
+def _write_text(group: zarr.Group, name: str, text: Text) -> None:
+    """Write strings as AnnData encodes them, piece by piece."""
+    n = len(text)
+    array = group.create_array(name, shape=(n,), dtype=str, chunks=(max(1, min(n, _PIECE)),))
+    array.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+    waiting, done = np.empty(0, object), 0
+    for values in text.pieces():
+        waiting = np.concatenate([waiting, values])
+        while len(waiting) >= _PIECE:
+            array[done : done + _PIECE] = waiting[:_PIECE]
+            waiting, done = waiting[_PIECE:], done + _PIECE
+    if len(waiting):
+        array[done:] = waiting
