@@ -16,6 +16,7 @@ from scrna import backend as backends
 from scrna import slots
 from scrna.counts import Counts, kept
 from scrna.errors import UserError
+from scrna.execution import decide
 from scrna.log import log
 from scrna.step import run, step
 
@@ -89,6 +90,7 @@ def harmony(
             raise UserError(msg)
         log.info("%s: %s", name, ", ".join(f"{batch} {n:,}" for batch, n in sizes.items()))
     before = slots.read(pca, "obsm/X_pca")
+    decide("harmony", backend=backend, n_obs=len(before), n_comps=before.shape[1])
     after = before.copy()
     after[large] = backends.harmony(
         before[large],

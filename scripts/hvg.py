@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from scrna import slots
+from scrna import blocks, slots
 from scrna.backend import load, pearson_residual_genes
-from scrna.counts import Counts, kept, log_normalized
+from scrna.counts import Counts, kept
 from scrna.errors import UserError
 from scrna.log import log
 from scrna.step import run, step
@@ -38,6 +38,7 @@ def hvg(
     span: float,
     theta: float,
     backend: str,
+    execution: str = "auto",
 ) -> None:
     """Find the highly variable genes.
 
@@ -58,6 +59,78 @@ def hvg(
         Settings of one flavor each: seurat, seurat_v3, pearson_residuals.
     backend
         ``gpu`` or ``cpu``.
+    execution
+        ``memory`` or ``blocks``, or ``auto`` for what the size asks for.
+
+    Raises
+    ------
+    UserError
+        If the flavor cannot rank the genes.
+    """
+    cells, genes = kept(filtered)
+    store = Counts(counts)
+    batches = store.obs([batch_key])[batch_key].to_numpy()[cells] if batch_key else None
+    n_genes = int(genes.sum())
+    n_top = min(n_top_genes, n_genes)
+    if n_top < n_top_genes:
+        log.warning(
+            "n_top_genes is %d, but %d genes passed the filter: all are taken", n_top_genes, n_genes
+        )
+    own = {
+        "seurat": {"n_bins": n_bins},
+        "seurat_v3": {"span": span},
+        "pearson_residuals": {"theta": theta},
+    }.get(flavor, {})
+    values = None if flavor in ON_COUNTS else normalized
+    with blocks.matrix(
+        "hvg",
+        counts,
+        filtered,
+        values,
+        backend=backend,
+        asked=execution,
+        flavor=flavor,
+        batch_key=batch_key,
+        largest_batch=largest_share(batches),
+    ) as matrix:
+        var = rank_genes(
+            matrix, store.genes()[genes], batches, batch_key, flavor, n_top, own, backend
+        )
+    columns = {f"var/{name}": var[name].to_numpy() for name in var}
+    slots.write(out, columns | {"uns/hvg": {"flavor": flavor}})
+    log.info("%d of %d genes are highly variable", np.sum(columns["var/highly_variable"]), n_genes)
+
+
+def rank_genes(
+    matrix,
+    genes: np.ndarray,
+    batches: np.ndarray | None,
+    batch_key: str | None,
+    flavor: str,
+    n_top_genes: int,
+    settings: dict[str, float],
+    backend: str,
+):
+    """Rank the genes of a matrix with the backend's library.
+
+    Parameters
+    ----------
+    matrix
+        Cells × genes, CSR or in blocks: counts or log-normalised values, as the flavor needs.
+    genes
+        Their symbols, unique.
+    batches, batch_key
+        The batch of each cell and the column's name; both None for none.
+    flavor, n_top_genes
+        As in `hvg`.
+    settings
+        Those of the flavor alone.
+    backend
+        ``gpu`` or ``cpu``.
+
+    Returns
+    -------
+    DataFrame, a row a gene: ``highly_variable`` and the statistics of the flavor.
 
     Raises
     ------
@@ -67,48 +140,41 @@ def hvg(
     import pandas as pd
     from anndata import AnnData
 
-    cells, genes = kept(filtered)
-    store = Counts(counts)
-    if flavor in ON_COUNTS:
-        matrix = store.matrix(backend, cells=cells, genes=genes)
-    else:
-        matrix = log_normalized(counts, filtered, normalized, backend)
-    adata = AnnData(matrix, var=pd.DataFrame(index=store.genes()[genes]))
+    adata = AnnData(matrix, var=pd.DataFrame(index=genes))
     if batch_key:
-        batches = store.obs([batch_key])[batch_key].to_numpy()[cells]
         adata, batch_key = in_batches(adata, batches, batch_key)
-    n_genes = matrix.shape[1]
-    n_top = min(n_top_genes, n_genes)
-    if n_top < n_top_genes:
-        log.warning(
-            "n_top_genes is %d, but %d genes passed the filter: all are taken", n_top_genes, n_genes
-        )
     if flavor == "pearson_residuals":
         pearson_residual_genes(
-            adata, n_top_genes=n_top, theta=theta, batch_key=batch_key, backend=backend
+            adata, n_top_genes=n_top_genes, batch_key=batch_key, backend=backend, **settings
         )
     else:
-        own = {"seurat": {"n_bins": n_bins}, "seurat_v3": {"span": span}}.get(flavor, {})
         unable = (
-            f"flavor {flavor} cannot rank these {n_genes:,} genes: they are too few, or too many "
-            "have the same few counts. Raise filter.min_cells, set hvg.batch_key to null or take "
-            "another flavor (pearson_residuals ranks any)"
+            f"flavor {flavor} cannot rank these {len(genes):,} genes: they are too few, or too "
+            "many have the same few counts. Raise filter.min_cells, set hvg.batch_key to null or "
+            "take another flavor (pearson_residuals ranks any)"
         )
-        if flavor == "seurat_v3" and span * n_genes < 1:  # loess without a point ends the process
+        # loess without a point ends the process
+        if flavor == "seurat_v3" and settings["span"] * len(genes) < 1:
             raise UserError(unable)
         try:
             load(backend).pp.highly_variable_genes(
-                adata, flavor=flavor, n_top_genes=n_top, batch_key=batch_key, **own
+                adata, flavor=flavor, n_top_genes=n_top_genes, batch_key=batch_key, **settings
             )
         except (ValueError, IndexError) as error:
             raise UserError(unable) from error
         if not adata.var["highly_variable"].any():
             raise UserError(unable)
-    if n_top == n_genes:
+    if n_top_genes == len(genes):
         adata.var["highly_variable"] = True
-    columns = {f"var/{name}": adata.var[name].to_numpy() for name in adata.var}
-    slots.write(out, columns | {"uns/hvg": {"flavor": flavor}})
-    log.info("%d of %d genes are highly variable", np.sum(columns["var/highly_variable"]), n_genes)
+    return adata.var
+
+
+def largest_share(batches: np.ndarray | None) -> float:
+    """Tell the share of the cells in the largest batch, which libraries copy; 1 without batches."""
+    import pandas as pd
+
+    shares = pd.Series(batches).value_counts(normalize=True)
+    return float(shares.max()) if len(shares) else 1.0
 
 
 def in_batches(adata, batches: np.ndarray, batch_key: str):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from scrna import backend as backends
 from scrna.clusters import each_resolution
+from scrna.execution import decide
 from scrna.step import run, step
 
 
@@ -40,6 +41,7 @@ def leiden(
     rounds = n_iterations or {"gpu": 100, "cpu": -1}[backend]
 
     def cluster(adata, resolution: float, key: str) -> None:
+        decide("leiden", backend=backend, n_obs=adata.n_obs)
         backends.leiden(adata, resolution, key, n_iterations=rounds, backend=backend, seed=seed)
 
     each_resolution(neighbors, out, "leiden", resolution, cluster)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from scrna import backend as backends
 from scrna.clusters import each_resolution
+from scrna.execution import decide
 from scrna.step import run, step
 
 
@@ -37,6 +38,7 @@ def louvain(
     """
 
     def cluster(adata, resolution: float, key: str) -> None:
+        decide("louvain", backend=backend, n_obs=adata.n_obs)
         backends.louvain(adata, resolution, key, backend=backend, seed=seed)
 
     each_resolution(neighbors, out, "louvain", resolution, cluster)

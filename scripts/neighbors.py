@@ -3,6 +3,9 @@
 ``obsp/distances`` (to the nearest neighbors), ``obsp/connectivities`` (UMAP's fuzzy weights,
 symmetric) and ``uns/neighbors``, as scanpy's ``pp.neighbors`` writes them.
 
+An approximate search is held against an exact one on a sample of the cells; the share of the true
+neighbors that it found, its recall, is logged and kept in the provenance.
+
 Settings: section ``neighbors``. Input: pca or harmony. Output: a step file.
 """
 
@@ -11,10 +14,20 @@ from pathlib import Path
 import numpy as np
 
 from scrna import slots
-from scrna.backend import load
+from scrna.backend import load, nearest
+from scrna.errors import UserError
+from scrna.execution import check_graph, decide
 from scrna.graphs import representation
 from scrna.log import log
-from scrna.step import run, step
+from scrna.machine import gpus
+from scrna.step import note, run, step
+
+#: Approximate searches of the GPU that `auto` tries, fastest first.
+APPROXIMATE = ["nn_descent", "cagra", "ivfflat"]
+#: Cells whose neighbors are searched exactly, to measure the recall.
+SAMPLE = 1000
+#: Cells up to which scanpy's own search is exact.
+EXACT_ON_CPU = 8192
 
 
 @step
@@ -25,6 +38,9 @@ def neighbors(
     n_neighbors: int,
     n_pcs: int,
     metric: str,
+    algorithm: str,
+    exact_up_to: int,
+    min_recall: float,
     backend: str,
     seed: int,
 ) -> None:
@@ -42,11 +58,22 @@ def neighbors(
         Components used.
     metric
         ``euclidean`` or ``cosine``.
+    algorithm
+        On the GPU rapids-singlecell's search: ``brute`` is exact, the others approximate; ``auto``
+        is exact up to ``exact_up_to`` cells and then takes the first of `APPROXIMATE` that finds
+        ``min_recall`` of the neighbors. On the CPU scanpy's own, ``auto``.
+    exact_up_to
+        Cells.
+    min_recall
+        Share of the true neighbors that an approximate search has to find.
     backend, seed
         Where, and from which seed.
-    """
-    from anndata import AnnData
 
+    Raises
+    ------
+    UserError
+        If the search that was asked for finds fewer, or the graph would be too large for the GPU.
+    """
     key, array = representation(representation_of, n_pcs)
     if n_neighbors >= len(array):
         most = len(array) - 1
@@ -54,10 +81,30 @@ def neighbors(
             "n_neighbors is %d, but there are %d cells: %d are taken", n_neighbors, len(array), most
         )
         n_neighbors = most
-    adata = AnnData(obsm={key: array})
-    load(backend).pp.neighbors(
-        adata, n_neighbors=n_neighbors, use_rep=key, metric=metric, random_state=seed
-    )
+    check_graph(len(array), n_neighbors, backend)
+    searches = to_try(algorithm, len(array), exact_up_to, metric, backend)
+    for search in searches:
+        own = {"n_pcs": array.shape[1], "n_neighbors": n_neighbors, "algorithm": search}
+        decide("neighbors", backend=backend, n_obs=len(array), **own)
+        adata = _search(array, key, n_neighbors, metric, search, backend, seed)
+        if search == "brute":
+            break
+        found = recall(array, adata.obsp["distances"], n_neighbors, metric, backend, seed)
+        note("recall", {"algorithm": search or "pynndescent", "recall": round(found, 4)})
+        log.info(
+            "%s found %.1f %% of the true neighbors of %d cells",
+            search or "pynndescent",
+            100 * found,
+            min(SAMPLE, len(array)),
+        )
+        if found >= min_recall:
+            break
+        if search == searches[-1]:
+            msg = (
+                f"neighbors.algorithm {algorithm} finds {found:.3f} of the true neighbors, fewer "
+                f"than neighbors.min_recall ({min_recall}). Take brute, which is exact, or lower it"
+            )
+            raise UserError(msg)
     adata.uns["neighbors"]["params"]["n_pcs"] = array.shape[1]
     graph = adata.obsp["connectivities"].tocsr()
     slots.write(
@@ -76,6 +123,61 @@ def neighbors(
         graph.nnz // 2,
         np.diff(graph.indptr).mean(),
     )
+
+
+def to_try(
+    algorithm: str, n_cells: int, exact_up_to: int, metric: str, backend: str
+) -> list[str | None]:
+    """List the searches to try, one after the other; None is scanpy's own approximate one."""
+    if backend == "cpu":
+        return ["brute" if n_cells <= EXACT_ON_CPU else None]
+    if algorithm != "auto":
+        return [algorithm]
+    if n_cells <= exact_up_to:
+        return ["brute"]
+    several = ["all_neighbors"] if len(gpus()) > 1 else []
+    usable = [name for name in APPROXIMATE if name != "cagra" or metric != "cosine"]
+    return [*several, *usable, "brute"]
+
+
+def _search(array, key: str, n_neighbors: int, metric: str, search, backend: str, seed: int):
+    """Make the graph with the backend's library."""
+    from anndata import AnnData
+
+    adata = AnnData(obsm={key: array})
+    own = {"algorithm": search} if backend == "gpu" else {}
+    load(backend).pp.neighbors(
+        adata, n_neighbors=n_neighbors, use_rep=key, metric=metric, random_state=seed, **own
+    )
+    return adata
+
+
+def recall(array, distances, n_neighbors: int, metric: str, backend: str, seed: int) -> float:
+    """Measure the share of the true neighbors that a graph has, on a sample of its cells.
+
+    Parameters
+    ----------
+    array
+        The cells' representation, cells × components.
+    distances
+        The graph: CSR, cells × cells; a cell's own place in it does not count.
+    n_neighbors
+        Neighbors of a cell, itself among them.
+    metric
+        ``euclidean`` or ``cosine``.
+    backend, seed
+        Where the exact search is done, and the sample's seed.
+    """
+    n = len(array)
+    sample = np.sort(np.random.default_rng(seed).choice(n, min(SAMPLE, n), replace=False))
+    true = nearest(array, sample, n_neighbors, metric=metric, backend=backend)
+    rows = distances.tocsr()[sample]
+    shares = []
+    for cell, row, wanted in zip(sample, range(len(sample)), true, strict=True):
+        others = wanted[wanted != cell][: n_neighbors - 1]
+        found = rows.indices[rows.indptr[row] : rows.indptr[row + 1]]
+        shares.append(np.isin(others, found).mean())
+    return float(np.mean(shares))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 ``obs/size_factor`` is a cell's total over the genes that stay, divided by ``target_sum`` (a number,
 or the median of the totals). Readers divide and take log1p on the way into memory
-(`scrna.counts.log_normalized`); the result is that of scanpy's ``normalize_total`` and ``log1p``.
+(`scrna.counts.log_normalize`); the result is that of scanpy's ``normalize_total`` and ``log1p``.
 
 Settings: section ``normalize``. Inputs: ``counts.zarr``, filter. Output: a step file.
 """
@@ -11,15 +11,18 @@ from pathlib import Path
 
 import numpy as np
 
-from scrna import slots
-from scrna.counts import Counts, kept
+from scrna import blocks, slots
+from scrna.backend import arrays, to_host
+from scrna.counts import Block, Counts, kept
 from scrna.errors import UserError
 from scrna.log import log
 from scrna.step import run, step
 
 
 @step
-def normalize(counts: Path, filtered: Path, out: Path, *, target_sum: float | str) -> None:
+def normalize(
+    counts: Path, filtered: Path, out: Path, *, target_sum: float | str, backend: str
+) -> None:
     """Compute the size factor of every cell that stays.
 
     Parameters
@@ -30,6 +33,8 @@ def normalize(counts: Path, filtered: Path, out: Path, *, target_sum: float | st
         The step file: obs size_factor (kept cells), float64; uns target_sum.
     target_sum
         The total that cells are brought to, or ``median``: that of the totals above 0.
+    backend
+        ``gpu`` or ``cpu``.
 
     Raises
     ------
@@ -37,7 +42,7 @@ def normalize(counts: Path, filtered: Path, out: Path, *, target_sum: float | st
         If there is no count at all.
     """
     cells, genes = kept(filtered)
-    totals = cell_totals(Counts(counts), cells, genes)
+    totals = cell_totals(Counts(counts), cells, genes, backend)
     if not totals.any():
         msg = (
             "no kept cell has a count in the genes that stay: set filter.min_genes and "
@@ -58,20 +63,23 @@ def normalize(counts: Path, filtered: Path, out: Path, *, target_sum: float | st
     )
 
 
-def cell_totals(store: Counts, cells: np.ndarray, genes: np.ndarray) -> np.ndarray:
+def cell_totals(store: Counts, cells: np.ndarray, genes: np.ndarray, backend: str) -> np.ndarray:
     """Sum the counts of the genes taken, for each cell taken; float64, exact."""
-    totals = []
-    for block in store.blocks(rows=cells):
-        sums = np.zeros(block.stop - block.start, dtype=np.int64)
-        filled = np.flatnonzero(np.diff(block.indptr))
-        sums[filled] = np.add.reduceat(block.data, block.indptr[filled], dtype=np.int64)
-        if not genes.all():
-            # few counts lie in the genes that go: taking them off costs less than picking the rest
-            others = np.flatnonzero(~genes[block.indices])
-            rows = np.searchsorted(block.indptr, others, side="right") - 1
-            np.subtract.at(sums, rows, block.data[others])
-        totals.append(sums[cells[block.start : block.stop]])
+    sums = blocks.each(block_totals, store, backend, genes, backend, rows=cells, label="normalize")
+    masks = (cells[slice(*span)] for span in store.ranges(cells))
+    totals = [of_block[mask] for of_block, mask in zip(sums, masks, strict=True)]
     return np.concatenate(totals).astype(np.float64)
+
+
+def block_totals(block: Block, genes: np.ndarray, backend: str) -> np.ndarray:
+    """Sum the counts of the genes taken, for each cell of a block; int64."""
+    xp = arrays(backend)
+    counts = block.data
+    if not genes.all():
+        counts = xp.where(xp.asarray(genes)[block.indices], counts, 0)
+    running = xp.zeros(len(counts) + 1, dtype=xp.int64)
+    xp.cumsum(counts, dtype=xp.int64, out=running[1:])
+    return to_host(running[block.indptr[1:]] - running[block.indptr[:-1]])
 
 
 if __name__ == "__main__":

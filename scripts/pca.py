@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from scrna import slots
-from scrna.backend import load, to_host
-from scrna.counts import Counts, kept, log_normalized
+from scrna import blocks, slots
+from scrna.backend import computed, load, to_host
+from scrna.counts import Counts, kept
 from scrna.errors import UserError
 from scrna.log import log
 from scrna.step import run, step
@@ -37,6 +37,7 @@ def pca(
     solver: str,
     backend: str,
     seed: int,
+    execution: str = "auto",
 ) -> None:
     """Compute principal components.
 
@@ -61,6 +62,8 @@ def pca(
         As the schema has them; ``auto`` is the library's choice.
     backend, seed
         Where, and from which seed.
+    execution
+        ``memory`` or ``blocks``, or ``auto`` for what the size asks for.
 
     Raises
     ------
@@ -74,29 +77,44 @@ def pca(
     tools = load(backend)
     n_genes = int(kept(filtered)[1].sum())
     used = slots.read(hvg, "var/highly_variable") if use_highly_variable else np.ones(n_genes, bool)
-    matrix = log_normalized(counts, filtered, normalized, backend, genes=used)
-    obs = pd.DataFrame(index=pd.RangeIndex(matrix.shape[0]).astype(str))
-    for name in regress_out:
-        obs[name] = _covariate(counts, qc, filtered, name)
-    adata = AnnData(matrix, obs=obs)
-    if regress_out:
-        tools.pp.regress_out(adata, regress_out)
-    if scale:
-        if zero_center and hasattr(adata.X, "toarray"):
-            adata.X = adata.X.toarray()
-        tools.pp.scale(adata, max_value=max_value, zero_center=zero_center)
-    n_comps = possible_components(n_comps, *adata.shape)
-    tools.pp.pca(
-        adata,
-        n_comps=n_comps,
+    covariates = {name: _covariate(counts, qc, filtered, name) for name in regress_out}
+    with blocks.matrix(
+        "pca",
+        counts,
+        filtered,
+        normalized,
+        backend=backend,
+        asked=execution,
+        genes=used,
+        regress_out=regress_out,
+        scale=scale,
         zero_center=zero_center,
-        svd_solver=None if solver == "auto" else solver,
-        mask_var=None,
-        random_state=seed,
-    )
+        solver=solver,
+    ) as matrix:
+        index = pd.RangeIndex(matrix.shape[0]).astype(str)
+        adata = AnnData(matrix, obs=pd.DataFrame(covariates, index=index))
+        if regress_out:
+            tools.pp.regress_out(adata, regress_out)
+        if scale:
+            if zero_center and hasattr(adata.X, "toarray"):
+                adata.X = adata.X.toarray()
+            tools.pp.scale(adata, max_value=max_value, zero_center=zero_center)
+        n_comps = possible_components(n_comps, *adata.shape)
+        tools.pp.pca(
+            adata,
+            n_comps=n_comps,
+            zero_center=zero_center,
+            svd_solver=None if solver == "auto" else solver,
+            mask_var=None,
+            random_state=seed,
+        )
+        components = np.asarray(to_host(computed(adata.obsm["X_pca"])), dtype=np.float32)
     loadings = np.zeros((n_genes, n_comps), dtype=np.float32)
     loadings[used] = to_host(adata.varm["PCs"])
     variance = {name: np.asarray(adata.uns["pca"][name]) for name in ("variance", "variance_ratio")}
+    if zero_center:
+        # that of the sample, n - 1: some solvers of both libraries give it divided by n
+        variance["variance"] = components.var(axis=0, ddof=1, dtype=np.float64)
     # as scanpy names them: sc.tl.ingest looks for the first two
     params = {"zero_center": zero_center, "use_highly_variable": use_highly_variable}
     params |= {"mask_var": "highly_variable"} if use_highly_variable else {}
@@ -104,7 +122,7 @@ def pca(
     slots.write(
         out,
         {
-            "obsm/X_pca": np.asarray(to_host(adata.obsm["X_pca"]), dtype=np.float32),
+            "obsm/X_pca": components,
             "varm/PCs": loadings,
             "uns/pca": variance | {"params": params},
         },

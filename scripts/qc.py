@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scrna import slots
+from scrna import blocks, slots
 from scrna.backend import arrays, to_host
 from scrna.counts import Block, Counts
 from scrna.errors import UserError
@@ -72,18 +72,18 @@ def qc(
             store.summary["gene_symbols"],
             ", ".join(symbols[:3]),
         )
-    xp = arrays(backend)
-    on_device = {name: xp.asarray(flags) for name, flags in families.items()}
-    n_cells = xp.zeros(store.shape[1], dtype=xp.int64)
-    totals = xp.zeros(store.shape[1], dtype=xp.float64)
+    n_cells = np.zeros(store.shape[1], dtype=np.int64)
+    totals = np.zeros(store.shape[1], dtype=np.float64)
     cells = []
-    for block in store.blocks(backend):
-        cells.append(cell_sums(block, on_device, percent_top, xp))
-        n_cells += xp.bincount(block.indices, minlength=store.shape[1])
-        totals += xp.bincount(block.indices, weights=block.data, minlength=store.shape[1])
+    for of_cells, in_cells, total in blocks.each(
+        block_sums, store, backend, families, percent_top, backend, label="qc"
+    ):
+        cells.append(of_cells)
+        n_cells += in_cells
+        totals += total
     sums = {name: np.concatenate([part[name] for part in cells]) for name in cells[0]}
     obs = cell_metrics(sums, families, percent_top)
-    var = gene_metrics(to_host(n_cells), to_host(totals), store.shape[0]) | families
+    var = gene_metrics(n_cells, totals, store.shape[0]) | families
     slots.write(
         out,
         {f"obs/{name}": values for name, values in obs.items()}
@@ -140,6 +140,34 @@ def find_genes(
         msg = f"{key} is {wanted!r}, which is no regular expression: {error}"
         raise UserError(msg) from error
     return np.array([pattern.match(symbol) is not None for symbol in symbols], dtype=bool)
+
+
+def block_sums(
+    block: Block, families: dict[str, np.ndarray], percent_top: list[int], backend: str
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Sum up the cells and the genes of a block.
+
+    Parameters
+    ----------
+    block
+        Cells of the count matrix.
+    families
+        Name → flags of genes (n_vars).
+    percent_top
+        Sizes of the sets of a cell's highest genes.
+    backend
+        Where the block's arrays lie.
+
+    Returns
+    -------
+    The sums of `cell_sums`; for each gene the cells that have it, int64, and its counts, float64.
+    """
+    xp = arrays(backend)
+    n_vars = len(next(iter(families.values())))
+    cells = cell_sums(block, {k: xp.asarray(v) for k, v in families.items()}, percent_top, xp)
+    n_cells = xp.bincount(block.indices, minlength=n_vars)
+    totals = xp.bincount(block.indices, weights=block.data, minlength=n_vars)
+    return cells, to_host(n_cells), to_host(totals)
 
 
 def cell_sums(block: Block, families: dict, percent_top: list[int], xp) -> dict[str, np.ndarray]:

@@ -23,6 +23,7 @@ from scrna import slots
 from scrna.backend import load, to_host
 from scrna.counts import Counts, kept
 from scrna.errors import UserError
+from scrna.execution import decide
 from scrna.graphs import open_graph
 from scrna.log import log
 from scrna.step import run, step
@@ -87,6 +88,7 @@ def trajectory(
             pieces,
             np.bincount(piece_of).max(),
         )
+    decide("trajectory", backend=backend, n_obs=adata.n_obs, n_comps=n_comps)
     diffusion_map(adata, n_comps, backend, seed)
     found = {
         "obsm/X_diffmap": adata.obsm["X_diffmap"],
@@ -268,7 +270,8 @@ def _gene(symbol: str, *, store: Counts, filtered: Path, normalized: Path, **_) 
         msg = f"trajectory.root.gene {symbol!r} is not among the gene symbols"
         raise UserError(msg)
     factor = slots.read(normalized, "obs/size_factor")
-    values = store.matrix("cpu", cells=cells, genes=wanted, size_factor=factor)
+    nnz = int(slots.read(filtered, "var/n_cells_kept")[wanted].sum())
+    values = store.matrix("cpu", nnz=nnz, cells=cells, genes=wanted, size_factor=factor)
     if values.nnz == 0:
         msg = f"trajectory.root.gene {symbol!r} is in none of the kept cells"
         raise UserError(msg)

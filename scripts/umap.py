@@ -10,6 +10,7 @@ import numpy as np
 
 from scrna import slots
 from scrna.backend import load, to_host
+from scrna.execution import decide
 from scrna.graphs import open_graph, representation
 from scrna.log import log
 from scrna.step import run, step
@@ -55,6 +56,7 @@ def umap(
     n_pcs = adata.uns["neighbors"]["params"]["n_pcs"]
     key, array = representation(representation_of, int(n_pcs))
     adata.obsm[key] = array
+    decide("umap", backend=backend, n_obs=adata.n_obs, n_pcs=array.shape[1])
     load(backend).tl.umap(
         adata,
         min_dist=min_dist,

@@ -6,7 +6,7 @@ for both.
 """
 
 import time
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,10 +63,15 @@ def to_host(array) -> np.ndarray:
     return array.get() if hasattr(array, "get") and not isinstance(array, dict) else array
 
 
+def computed(array):
+    """Compute an array in blocks; one in memory stays as it is."""
+    return array.compute() if hasattr(array, "dask") else array
+
+
 # ------------------------------------------------------------------------------------------- GPU
 
 
-def start_gpu(*, memory: str, pool_gb: float) -> None:
+def start_gpu(*, memory: str, pool_gb: float, limit_gb: float | None = None) -> None:
     """Set up the GPU's memory, before the first array is made.
 
     Every library here (CuPy, cuML, cuGraph, cuVS) then allocates through RMM, which counts.
@@ -74,21 +79,34 @@ def start_gpu(*, memory: str, pool_gb: float) -> None:
     Parameters
     ----------
     memory
-        ``pool``: one growing pool, the fastest; ``managed``: CUDA's managed memory, which may
-        exceed the device's at a price in speed; ``cuda``: plain allocations.
+        ``pool``: one growing pool, the fastest; ``async``: CUDA's own pool, which gives memory
+        back; ``managed``: CUDA's managed memory, which may exceed the device's at a price in
+        speed; ``cuda``: plain allocations.
     pool_gb
         First size of the pool, GiB. It grows as needed: a share of the memory, RMM's own default,
         would take half of a machine whose GPU and CPU share it.
+    limit_gb
+        Most GiB that this process allocates; None: what there is.
     """
     import cupy
     import rmm.statistics
+    from rmm import mr
     from rmm.allocators.cupy import rmm_cupy_allocator
 
-    rmm.reinitialize(
-        pool_allocator=memory == "pool",
-        managed_memory=memory == "managed",
-        initial_pool_size=int(pool_gb * 2**30) if memory == "pool" else None,
-    )
+    limit = None if limit_gb is None else int(limit_gb * 2**30)
+    if memory == "pool":
+        first = int(min(pool_gb, limit_gb or pool_gb) * 2**30)
+        resource = mr.PoolMemoryResource(mr.CudaMemoryResource(), first, limit)
+    else:
+        kinds = {
+            "async": partial(mr.CudaAsyncMemoryResource, release_threshold=0),
+            "managed": mr.ManagedMemoryResource,
+            "cuda": mr.CudaMemoryResource,
+        }
+        resource = kinds[memory]()
+        if limit is not None:
+            resource = mr.LimitingResourceAdaptor(resource, limit)
+    mr.set_current_device_resource(resource)
     rmm.statistics.enable_statistics()
     cupy.cuda.set_allocator(rmm_cupy_allocator)
 
@@ -188,6 +206,39 @@ def harmony(
         verbose=False,
     )
     return np.asarray(result.Z_corr, dtype=np.float32)
+
+
+def nearest(
+    representation: np.ndarray, cells: np.ndarray, n_neighbors: int, *, metric: str, backend: str
+) -> np.ndarray:
+    """Find the nearest neighbors of some cells among all, exactly.
+
+    cuML's brute-force search on the GPU, scikit-learn's on the CPU.
+
+    Parameters
+    ----------
+    representation
+        Cells × components, float32.
+    cells
+        Row numbers of the cells asked for.
+    n_neighbors
+        Neighbors of each, itself among them.
+    metric
+        ``euclidean`` or ``cosine``.
+    backend
+        Where.
+
+    Returns
+    -------
+    Row numbers, cells asked for × n_neighbors, nearest first.
+    """
+    if backend == "gpu":
+        from cuml.neighbors import NearestNeighbors
+    else:
+        from sklearn.neighbors import NearestNeighbors
+    model = NearestNeighbors(n_neighbors=n_neighbors, algorithm="brute", metric=metric)
+    _, found = model.fit(representation).kneighbors(representation[cells])
+    return np.asarray(to_host(found))
 
 
 def tsne(

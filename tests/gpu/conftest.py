@@ -66,7 +66,7 @@ def analyses(counts, settings, tmp_path_factory) -> dict[str, Path]:
         qc(counts, files["qc"], **settings("qc", **on))
         table = folder / "filter.csv"
         filter_cells(counts, files["qc"], files["filter"], table, **settings("filter"))
-        normalize(counts, files["filter"], files["normalize"], **settings("normalize"))
+        normalize(counts, files["filter"], files["normalize"], **settings("normalize", **on))
         hvg(
             counts,
             files["filter"],

@@ -93,7 +93,7 @@ def prepare(write_counts, settings) -> Callable[..., Prepared]:
         store = write_counts(folder, adata.X, adata.obs, adata.var)
         qc(store, files[0], **settings("qc"), backend="cpu")
         filter_cells(store, *files[:2], folder / "filter.csv", **settings("filter", **bounds))
-        normalize(store, *files[1:], target_sum=target_sum)
+        normalize(store, *files[1:], target_sum=target_sum, backend="cpu")
         return Prepared(adata, store, *files)
 
     return run

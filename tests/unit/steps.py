@@ -31,6 +31,7 @@ from scrna.store import CSRWriter, new_store, write_tables
 
 CPU = {"backend": "cpu"}
 SEEDED = CPU | {"seed": 0}
+MORE = "backend seed threads batch_key label_key execution".split()
 
 
 @cache
@@ -42,7 +43,7 @@ def _defaults() -> dict:
 def settings(step, **own):
     """A step's default settings, some of them replaced."""
     section = {k: v for k, v in _defaults()[step].items() if k not in ("enabled", "h5ad")}
-    assert set(own) <= set(section) | {"backend", "seed", "threads", "batch_key", "label_key"}
+    assert set(own) <= set(section) | set(MORE)
     return section | own
 
 
@@ -111,7 +112,7 @@ def analyse(folder, source, *, batch_key=None, label_key=None, without=(), **sec
     convert(source, done.counts, folder / "counts.json", dataset="test")
     qc(done.counts, done["qc"], **of("qc", "backend"))
     filter_cells(done.counts, done["qc"], done["filter"], folder / "filter.csv", **of("filter"))
-    normalize(done.counts, done["filter"], done["normalize"], **of("normalize"))
+    normalize(done.counts, done["filter"], done["normalize"], **of("normalize", "backend"))
     ranking = of("hvg", "backend") | {"batch_key": batch_key[0] if batch_key else None}
     hvg(*done.base, done["hvg"], **ranking)
     before = done["pca/pca"]
@@ -157,6 +158,7 @@ def store(folder, X, obs=None, var=None):
         write_tables(root, obs, var)
     (folder / "counts.json").write_text(json.dumps({"digest": "made by hand"}))
     keep = {"obs/keep": np.ones(n_obs, bool), "var/keep": np.ones(n_vars, bool)}
+    keep["var/n_cells_kept"] = X.getnnz(axis=0)
     slots.write(folder / "filter.h5", keep)
     return Analysis(folder, ["pca"])
 

@@ -4,10 +4,13 @@ import anndata as ad
 import numpy as np
 import pytest
 import scanpy as sc
+from scipy import sparse
 from sklearn.neighbors import NearestNeighbors
 
-from scripts.neighbors import neighbors
+from scripts import neighbors as step
+from scripts.neighbors import APPROXIMATE, neighbors
 from scrna import slots
+from scrna.errors import UserError
 from scrna.graphs import open_graph, representation
 from tests.unit.steps import SEEDED, blobs, settings, write_pca
 
@@ -111,3 +114,68 @@ def test_many_cells_are_searched_approximately_and_well(many, tmp_path):
 def test_the_seed_decides_the_approximate_search(many, tmp_path):
     first, second = (find(tmp_path / name, many).obsp["distances"] for name in "ab")
     assert (first != second).nnz == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "cells", "metric", "n_gpus", "expected"),
+    [
+        ("auto", 200_000, "euclidean", 1, ["brute"]),
+        ("auto", 200_001, "euclidean", 1, [*APPROXIMATE, "brute"]),
+        ("auto", 200_001, "cosine", 1, ["nn_descent", "ivfflat", "brute"]),
+        ("auto", 200_001, "euclidean", 2, ["all_neighbors", *APPROXIMATE, "brute"]),
+        ("cagra", 100, "euclidean", 1, ["cagra"]),
+    ],
+)
+def test_searches_of_the_gpu(monkeypatch, asked, cells, metric, n_gpus, expected):
+    monkeypatch.setattr(step, "gpus", lambda: [None] * n_gpus)
+    assert step.to_try(asked, cells, 200_000, metric, "gpu") == expected
+
+
+def test_a_search_that_finds_too_few_gives_way_to_the_next(tmp_path, monkeypatch, caplog):
+    array, _ = blobs(300)
+    tried = []
+
+    def search(array, key, n_neighbors, metric, algorithm, backend, seed):
+        tried.append(algorithm)
+        adata = ad.AnnData(obsm={key: array})
+        sc.pp.neighbors(adata, n_neighbors=n_neighbors, use_rep=key)
+        if algorithm == "poor":
+            adata.obsp["distances"] = sparse.csr_matrix(adata.obsp["distances"].shape)
+        return adata
+
+    monkeypatch.setattr(step, "_search", search)
+    monkeypatch.setattr(step, "to_try", lambda *_: ["poor", "good", "brute"])
+    with caplog.at_level("INFO"):
+        find(tmp_path, array)
+    assert tried == ["poor", "good"]
+    assert "poor found 0.0 % of the true neighbors" in caplog.text
+    found = slots.provenance_of(tmp_path / "neighbors.h5")["recall"]
+    assert found == {"algorithm": "good", "recall": 1.0}
+    monkeypatch.setattr(step, "to_try", lambda *_: ["poor"])
+    with pytest.raises(UserError, match=r"min_recall \(0.95\). Take brute"):
+        find(tmp_path, array, algorithm="cagra")
+
+
+def test_recall_is_that_of_the_exact_neighbors():
+    array, _ = blobs(500)
+    exact = NearestNeighbors(n_neighbors=10).fit(array).kneighbors_graph(array, mode="distance")
+    assert step.recall(array, exact, 10, "euclidean", "cpu", 0) == 1
+    exact.eliminate_zeros()  # a cell's own place may be stored or not
+    assert exact.nnz == 9 * 500
+    assert step.recall(array, exact, 10, "euclidean", "cpu", 0) == 1
+    rows = exact.copy().tolil()
+    for row in range(500):
+        nearest = np.argsort(exact[row].toarray()[0])[-9:]
+        rows[row, nearest[:3]] = 0
+    found = rows.tocsr()
+    found.eliminate_zeros()
+    assert step.recall(array, found, 10, "euclidean", "cpu", 0) == pytest.approx(6 / 9)
+
+
+@pytest.mark.slow
+def test_the_recall_of_scanpys_approximate_search_is_kept(tmp_path):
+    array, _ = blobs(9_000, n_comps=20)
+    find(tmp_path, array)
+    found = slots.provenance_of(tmp_path / "neighbors.h5")["recall"]
+    assert found["algorithm"] == "pynndescent"
+    assert 0.9 < found["recall"] <= 1

@@ -5,9 +5,10 @@ import pytest
 import scipy.sparse as sp
 
 from scripts.normalize import cell_totals, normalize
+from scrna import blocks, slots
 from scrna import counts as counts_module
-from scrna import slots
-from scrna.counts import Counts, log_normalized
+from scrna.backend import computed
+from scrna.counts import Counts
 from scrna.errors import UserError
 
 
@@ -21,6 +22,7 @@ def filtered(tmp_path, write_counts):
             "obs/keep": np.ones(X.shape[0], bool) if cells is None else np.array(cells, bool),
             "var/keep": np.ones(X.shape[1], bool) if genes is None else np.array(genes, bool),
         }
+        masks["var/n_cells_kept"] = (X[masks["obs/keep"]] > 0).sum(axis=0)
         slots.write(tmp_path / "filter.h5", masks)
         return write_counts(tmp_path, X, dtype=np.uint32), tmp_path / "filter.h5"
 
@@ -33,7 +35,7 @@ X = [[1, 2, 5, 0], [9, 9, 9, 9], [0, 3, 7, 2], [0, 0, 50, 0], [4, 0, 1, 12]]
 @pytest.mark.parametrize("target_sum", [6, 0.5])
 def test_factors_bring_kept_genes_to_the_total(tmp_path, filtered, target_sum):
     files = filtered(X, cells=[1, 0, 1, 1, 1], genes=[1, 1, 0, 1])
-    normalize(*files, tmp_path / "n.h5", target_sum=target_sum)
+    normalize(*files, tmp_path / "n.h5", target_sum=target_sum, backend="cpu")
     factor = slots.read(tmp_path / "n.h5", "obs/size_factor")
     assert factor.tolist() == [3 / target_sum, 5 / target_sum, 1 / target_sum, 16 / target_sum]
     assert slots.read(tmp_path / "n.h5", "uns/target_sum") == target_sum
@@ -41,11 +43,13 @@ def test_factors_bring_kept_genes_to_the_total(tmp_path, filtered, target_sum):
 
 def test_the_median_is_that_of_cells_with_counts(tmp_path, filtered, caplog):
     files = filtered(X, cells=[1, 0, 1, 1, 1], genes=[1, 1, 0, 1])
-    normalize(*files, tmp_path / "n.h5", target_sum="median")
+    normalize(*files, tmp_path / "n.h5", target_sum="median", backend="cpu")
     assert slots.read(tmp_path / "n.h5", "uns/target_sum") == 5
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert warning == "1 cells have no count in the genes that stay; their values are 0"
-    values = log_normalized(*files, tmp_path / "n.h5", "cpu").toarray()
+    files = *files, tmp_path / "n.h5"
+    with blocks.matrix("hvg", *files, backend="cpu", asked="memory") as matrix:
+        values = matrix.toarray()
     assert np.isfinite(values).all()
     assert values[2].tolist() == [0, 0, 0]
     np.testing.assert_allclose(np.expm1(values[[0, 1, 3]]).sum(axis=1), [5] * 3, rtol=1e-6)
@@ -54,7 +58,7 @@ def test_the_median_is_that_of_cells_with_counts(tmp_path, filtered, caplog):
 def test_no_count_at_all_has_no_median(tmp_path, filtered):
     files = filtered(np.zeros((3, 2), int))
     with pytest.raises(UserError, match="no kept cell has a count in the genes that stay"):
-        normalize(*files, tmp_path / "n.h5", target_sum="median")
+        normalize(*files, tmp_path / "n.h5", target_sum="median", backend="cpu")
 
 
 @pytest.mark.parametrize("nnz", [1, 7, 2**24])
@@ -64,5 +68,26 @@ def test_totals_are_exact(filtered, monkeypatch, nnz):
     X[4] = 0
     cells, genes = np.arange(20) % 3 > 0, np.arange(9) > 2
     store = Counts(filtered(sp.csr_matrix(X).toarray())[0])
-    totals = cell_totals(store, cells, genes)
+    totals = cell_totals(store, cells, genes, "cpu")
     assert totals.tolist() == X[cells][:, genes].sum(axis=1).tolist()
+
+
+@pytest.mark.parametrize("target_sum", [10000, 123.4, "median"])
+@pytest.mark.parametrize("execution", ["memory", "blocks"])
+def test_log_normalised_values_are_scanpys(tmp_path, simulated, target_sum, execution):
+    import scanpy as sc
+
+    files = simulated.counts, simulated.filtered, tmp_path / "n.h5"
+    normalize(*files, target_sum=target_sum, backend="cpu")
+    expected = simulated.kept
+    sc.pp.normalize_total(expected, target_sum=None if target_sum == "median" else target_sum)
+    sc.pp.log1p(expected)
+    genes = np.arange(expected.n_vars) % 3 == 0
+    for taken in (None, genes):
+        with blocks.matrix("hvg", *files, backend="cpu", asked=execution, genes=taken) as matrix:
+            found = computed(matrix)
+        assert found.dtype == np.float32
+        values = expected.X if taken is None else expected.X[:, genes]
+        np.testing.assert_allclose(found.toarray(), values.toarray(), rtol=2e-6)
+    # the mask of the filter is not changed by it
+    assert slots.read(simulated.filtered, "var/keep").sum() == expected.n_vars

@@ -201,7 +201,9 @@ def test_a_root_counts_kept_cells(do, line):
     files = line()
     keep = np.ones(150, bool)
     keep[:10] = False
-    slots.write(files["filter"], {"obs/keep": keep, "var/keep": np.ones(3, bool)})
+    masks = {"obs/keep": keep, "var/keep": np.ones(3, bool)}
+    masks["var/n_cells_kept"] = ad.read_zarr(files.counts).X[keep].getnnz(axis=0)
+    slots.write(files["filter"], masks)
     slots.write(files["normalize"], {"obs/size_factor": np.ones(140)})
     rep = write_pca(files.folder, slots.read(files["pca/pca"], "obsm/X_pca")[keep])
     neighbors(rep, files["pca/neighbors"], **settings("neighbors", **SEEDED))

@@ -90,6 +90,7 @@ def test_the_learning_rate_grows_with_the_cells(tmp_path, monkeypatch, cells, ex
     tsne(
         path,
         tmp_path / "tsne.h5",
+        max_cells=None,
         n_pcs=3,
         perplexity=5,
         early_exaggeration=12,
@@ -98,3 +99,26 @@ def test_the_learning_rate_grows_with_the_cells(tmp_path, monkeypatch, cells, ex
         seed=0,
     )
     assert asked["learning_rate"] == expected
+
+
+@pytest.mark.parametrize(
+    ("max_cells", "cells", "computed"),
+    [
+        (50, 51, False),
+        (50, 50, True),
+        ("auto", 100_001, False),
+        ("auto", 60, True),
+        (None, 51, True),
+    ],
+)
+def test_many_cells_are_left_out_and_that_is_said(
+    tmp_path, monkeypatch, caplog, max_cells, cells, computed
+):
+    monkeypatch.setattr(
+        backends, "tsne", lambda array, **_: np.zeros((len(array), 2), dtype=np.float32)
+    )
+    path = write_pca(tmp_path, np.zeros((cells, 3), dtype=np.float32))
+    asked = settings("tsne", **SEEDED, max_cells=max_cells, n_pcs=3, perplexity=5)
+    tsne(path, tmp_path / "tsne.h5", **asked)
+    assert ("obsm/X_tsne" in slots.names(tmp_path / "tsne.h5")) == computed
+    assert ("t-SNE is left out" in caplog.text) != computed

@@ -1,0 +1,369 @@
+"""Work on the count matrix in blocks of cells: over threads, or over the workers of a Dask cluster.
+
+On one GPU, or on the CPU, a few threads of this process share the blocks: one reads and
+decompresses while another computes. On several GPUs the blocks are spread over a Dask cluster that
+has a worker for each: the one in whose worker this process runs, or one started for the step.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from scrna import execution, slots
+from scrna.backend import arrays, csr_matrix, start_gpu
+from scrna.counts import Block, Counts, in_order, kept, log_normalize
+from scrna.log import log
+from scrna.progress import Progress
+from scrna.sizes import BLOCK_NNZ, BYTES_AT_WORK
+
+#: How this process works on blocks; `configure` sets it from the config.
+_machine: dict[str, Any] = {
+    "gpus": 1,
+    "threads": 4,
+    "protocol": "tcp",
+    "gpu": {"memory": "pool", "pool_gb": 1},
+}
+#: The Dask event in which workers tell of the cells that they have read.
+_TOPIC = "scrna-blocks"
+
+
+def configure(*, gpus: int, threads: int, protocol: str, gpu: dict[str, Any]) -> None:
+    """Set how this process works on blocks.
+
+    Parameters
+    ----------
+    gpus
+        GPUs to spread blocks over, where this process is not a cluster's worker.
+    threads
+        Blocks that are worked on at the same time, for each GPU.
+    protocol
+        How the workers of a cluster that is started here talk.
+    gpu
+        Memory settings of such workers, as `scrna.backend.start_gpu` takes them.
+    """
+    _machine.update(gpus=gpus, threads=threads, protocol=protocol, gpu=gpu)
+
+
+def each(
+    function: Callable[..., Any],
+    store: Counts,
+    backend: str,
+    *args,
+    rows: np.ndarray | None = None,
+    label: str,
+) -> Iterator[Any]:
+    """Call a function on every block of the count matrix.
+
+    Parameters
+    ----------
+    function
+        A module's function, called with a `Block` and `args`; on several GPUs in other processes.
+        What it returns lies in the CPU's memory.
+    store
+        The counts.
+    backend
+        Where the blocks' arrays lie.
+    *args
+        More arguments, the same for every block.
+    rows
+        Mask of the cells asked for; blocks without any are not read.
+    label
+        What is being done, for the progress.
+
+    Yields
+    ------
+    What the function returned, in the blocks' order.
+    """
+    spans = store.ranges(rows)
+    total = sum(stop - start for start, stop in spans)
+    nnz = int(store.indptr[-1])
+    execution.decide(label, backend=backend, n_obs=total, n_vars=store.shape[1], nnz=nnz)
+    with _cluster(backend) as client, Progress(label, total=total) as progress:
+        if client is None:
+            results = in_order(
+                lambda span: function(store.read(*span, backend), *args),
+                spans,
+                _machine["threads"],
+            )
+        else:
+            shared = client.scatter(args, broadcast=True) if args else ()
+            calls = [
+                client.submit(_call, function, store.path, span, backend, *shared, pure=False)
+                for span in spans
+            ]
+            results = (call.result() for call in calls)
+        for (start, stop), result in zip(spans, results, strict=True):
+            progress.update(stop - start)
+            yield result
+
+
+@contextmanager
+def matrix(
+    step: str,
+    counts: Path,
+    filtered: Path,
+    normalized: Path | None,
+    *,
+    backend: str,
+    asked: str,
+    genes: np.ndarray | None = None,
+    needs_client: bool = False,
+    **settings,
+) -> Iterator[Any]:
+    """Open the matrix of the kept cells, in memory or in blocks, as its size asks for.
+
+    Parameters
+    ----------
+    step
+        The step that works on it.
+    counts, filtered, normalized
+        ``counts.zarr`` and the step files of the filter and the normalisation; without the last
+        the values are counts, with it log-normalised.
+    backend
+        Where it lies.
+    asked
+        ``memory`` or ``blocks``; ``auto`` leaves it to `scrna.execution`.
+    genes
+        Mask over the kept genes, to take some of them; None takes all that the filter keeps.
+    needs_client
+        Whether the library that works on the blocks does so through a cluster alone.
+    **settings
+        What the memory that the step needs depends on, for `scrna.execution.decide`.
+
+    Yields
+    ------
+    float32, kept cells × genes: CSR (scipy's or CuPy's), or a Dask array whose blocks are CSR.
+    Dask computes such an array rightly within the context alone.
+    """
+    cells, kept_genes = kept(filtered)
+    n_cells = slots.read(filtered, "var/n_cells_kept")
+    if genes is not None:
+        kept_genes = kept_genes.copy()
+        kept_genes[kept_genes] = genes
+    nnz = int(n_cells[kept_genes].sum())
+    factor = None if normalized is None else slots.read(normalized, "obs/size_factor")
+    store = Counts(counts)
+    shape = (int(cells.sum()), int(kept_genes.sum()))
+    choice = execution.decide(
+        step, asked=asked, backend=backend, n_obs=shape[0], n_vars=shape[1], nnz=nnz, **settings
+    )
+    if choice.mode == "memory":
+        yield store.matrix(backend, nnz=nnz, cells=cells, genes=kept_genes, size_factor=factor)
+        return
+    with _cluster(backend, needs_client=needs_client) as client, ExitStack() as stack:
+        if client is None:
+            import dask
+
+            pool = stack.enter_context(ThreadPoolExecutor(_machine["threads"]))
+            stack.enter_context(dask.config.set(scheduler="threads", pool=pool))
+        stack.enter_context(_passes(step, shape[0], client))
+        lazy = _in_blocks(store, backend, cells, kept_genes, factor)
+        try:
+            yield _held(lazy, nnz, backend, client)
+        finally:
+            _blocks.clear()
+
+
+def _in_blocks(store: Counts, backend: str, cells, genes, factor):
+    """Make the Dask array that reads kept cells and genes, a block of cells a chunk."""
+    import dask
+    import dask.array as da
+
+    columns = dask.delayed(None if genes.all() else np.flatnonzero(genes))
+    n_genes = int(genes.sum())
+    xp = arrays(backend)
+    empty = (xp.zeros(n, dtype) for n, dtype in ((0, "f4"), (0, "i4"), (1, "i4")))
+    meta = csr_matrix(tuple(empty), (0, n_genes), backend)
+    parts, done = [], 0
+    for span in store.ranges(cells):
+        mask = cells[slice(*span)]
+        stop = done + int(mask.sum())
+        own = None if factor is None else factor[done:stop]
+        part = dask.delayed(_taken)(store.path, span, mask, columns, own, backend)
+        parts.append(da.from_delayed(part, (stop - done, n_genes), dtype=np.float32, meta=meta))
+        done = stop
+    return da.concatenate(parts)
+
+
+def _taken(path: Path, span: tuple[int, int], mask, columns, factor, backend: str):
+    """Read a block of the kept cells and genes, log-normalised where there is a factor."""
+    matrix = _opened(path).take(*span, backend, mask, columns)
+    if factor is not None:
+        block = Block(0, matrix.shape[0], matrix.data, matrix.indices, matrix.indptr)
+        matrix.data = log_normalize(block, factor)
+    _tell(matrix.shape[0])
+    return matrix
+
+
+def _held(lazy, nnz: int, backend: str, client):
+    """Read the blocks now and hold them where they lie, if there is memory for all of them.
+
+    What works on them then reads the disk once, and not once for each of its passes.
+    """
+    needed = 8 * nnz + 4 * lazy.shape[0]
+    n_devices = 1 if client is None else len(client.scheduler_info(n_workers=-1)["workers"])
+    at_work = BLOCK_NNZ * BYTES_AT_WORK * _machine["threads"] * n_devices
+    there = execution.usable_memory(backend) * n_devices
+    if needed + at_work > there:
+        log.info(
+            "blocks are read again for each pass: all of them take %.1f GB, %.1f GB are there",
+            needed / 1e9,
+            there / 1e9,
+        )
+        return lazy
+    if client is None:
+        return _held_here(lazy)
+    lazy = lazy.persist()
+    from distributed import wait
+
+    wait(lazy)
+    return lazy
+
+
+#: Blocks that this process holds for the step that runs.
+_blocks: list[Any] = []
+
+
+def _held_here(lazy):
+    """Hold blocks in this process, beside the graph of the array that is made of them.
+
+    In the graph, where `persist` puts them, they would be pickled and hashed with every function
+    of the libraries that refers to the array: half a minute for 2 G non-zeros.
+    """
+    import dask
+    import dask.array as da
+
+    _blocks[:] = dask.compute(*lazy.to_delayed().ravel())
+    parts = [
+        da.from_delayed(dask.delayed(_block)(i), block.shape, dtype=lazy.dtype, meta=lazy._meta)
+        for i, block in enumerate(_blocks)
+    ]
+    return da.concatenate(parts)
+
+
+def _block(i: int):
+    return _blocks[i]
+
+
+# --------------------------------------------------------------------------------------- clusters
+
+
+@contextmanager
+def _cluster(backend: str, *, needs_client: bool = False) -> Iterator[Any]:
+    """Give the client of a cluster with several workers; None where threads are enough."""
+    if _in_worker():
+        from distributed import worker_client
+
+        with worker_client() as client:
+            several = len(client.scheduler_info(n_workers=-1)["workers"]) > 1
+            if several or needs_client:
+                with client.as_current():
+                    yield client
+                return
+        yield None
+    elif backend == "gpu" and (_machine["gpus"] > 1 or needs_client):
+        from dask_cuda import LocalCUDACluster
+        from distributed import Client
+
+        with (
+            LocalCUDACluster(
+                n_workers=_machine["gpus"],
+                threads_per_worker=_machine["threads"],
+                protocol=_machine["protocol"],
+                dashboard_address=None,
+            ) as cluster,
+            Client(cluster) as client,
+        ):
+            client.run(start_gpu, **_machine["gpu"])
+            yield client
+    else:
+        yield None
+
+
+def _in_worker() -> bool:
+    """Tell whether this thread runs a task of a Dask cluster."""
+    if "distributed.worker" not in sys.modules:
+        return False
+    from distributed import get_worker
+
+    try:
+        get_worker()
+    except ValueError:
+        return False
+    return True
+
+
+def _call(function, path: Path, span: tuple[int, int], backend: str, *args) -> Any:
+    return function(_opened(path).read(*span, backend), *args)
+
+
+def _opened(path: Path) -> Counts:
+    """Open the counts once in a process, as long as they are the same."""
+    return _open(path, (path / "zarr.json").stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _open(path: Path, written: int) -> Counts:
+    return Counts(path)
+
+
+# --------------------------------------------------------------------------------------- progress
+
+
+class _Passes:
+    """Progress of work that reads all cells, and may do so several times."""
+
+    def __init__(self, step: str, n_cells: int):
+        self._step, self._n_cells = step, n_cells
+        self._lock = Lock()
+        self._number = 0
+        self._stack = ExitStack()
+        self._progress: Progress | None = None
+
+    def update(self, n: int) -> None:
+        with self._lock:
+            if self._progress is None or self._progress.done >= self._n_cells:
+                self.close()
+                self._number += 1
+                label = f"{self._step}, pass {self._number}"
+                self._progress = self._stack.enter_context(Progress(label, total=self._n_cells))
+            self._progress.update(n)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+_watched: _Passes | None = None
+
+
+@contextmanager
+def _passes(step: str, n_cells: int, client) -> Iterator[None]:
+    """Log how far reading is, wherever it is done."""
+    global _watched
+    _watched = passes = _Passes(step, n_cells)
+    if client is not None:
+        client.subscribe_topic(_TOPIC, lambda event: passes.update(event[1]))
+    try:
+        yield
+        passes.close()
+    finally:
+        _watched = None
+        if client is not None:
+            client.unsubscribe_topic(_TOPIC)
+
+
+def _tell(n: int) -> None:
+    """Count cells as read: here, or for the process that follows this worker."""
+    if _in_worker():
+        from distributed import get_worker
+
+        get_worker().log_event(_TOPIC, n)
+    elif _watched is not None:
+        _watched.update(n)

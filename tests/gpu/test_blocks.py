@@ -1,0 +1,159 @@
+"""In blocks against in memory, on the GPU: pbmc3k and simulated counts, both in uneven blocks."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from scripts.convert import convert
+from scripts.filter import filter_cells
+from scripts.hvg import hvg
+from scripts.markers import markers
+from scripts.neighbors import neighbors
+from scripts.normalize import normalize
+from scripts.pca import pca
+from scripts.qc import qc
+from scrna import backend, blocks, slots
+from scrna import counts as counts_module
+from scrna.counts import Counts
+from scrna.simulate import Simulation
+
+pytestmark = pytest.mark.gpu
+GPU = {"backend": "gpu"}
+
+
+@pytest.fixture(scope="module", params=["pbmc3k", "simulated"])
+def files(request, settings, tmp_path_factory):
+    """The files up to the normalisation, made in one block."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "pbmc3k":
+        counts = request.getfixturevalue("counts")
+    else:
+        counts = folder / "counts.zarr"
+        Simulation(n_obs=9000, n_vars=3000).write_h5ad(folder / "s.h5ad")
+        convert(folder / "s.h5ad", counts, folder / "counts.json", dataset="simulated")
+    qc(counts, folder / "qc.h5", **settings("qc", **GPU))
+    table = folder / "filter.csv"
+    filter_cells(counts, folder / "qc.h5", folder / "filter.h5", table, **settings("filter"))
+    normalize(counts, folder / "filter.h5", folder / "normalize.h5", **settings("normalize", **GPU))
+    hvg(
+        counts,
+        folder / "filter.h5",
+        folder / "normalize.h5",
+        folder / "hvg.h5",
+        **settings("hvg", n_top_genes=1000, batch_key=None, **GPU),
+    )
+    n_cells = slots.read(folder / "filter.h5", "obs/keep").sum()
+    groups = np.random.default_rng(0).integers(0, 4, n_cells)
+    slots.write(folder / "leiden.h5", {"obs/leiden": slots.Categories(groups, list("0123"))})
+    return counts, folder
+
+
+@pytest.fixture(autouse=True)
+def uneven_blocks(monkeypatch, files):
+    nnz = Counts(files[0]).indptr[-1]
+    monkeypatch.setattr(counts_module, "BLOCK_NNZ", int(nnz // 9))
+    assert len(Counts(files[0]).ranges()) >= 7
+
+
+def matrix_of(files):
+    counts, folder = files
+    return counts, folder / "filter.h5", folder / "normalize.h5"
+
+
+def test_qc_and_size_factors_are_exact(files, settings, tmp_path):
+    counts, folder = files
+    qc(counts, tmp_path / "qc.h5", **settings("qc", **GPU))
+    normalize(
+        counts, folder / "filter.h5", tmp_path / "normalize.h5", **settings("normalize", **GPU)
+    )
+    for name in ("qc", "normalize"):
+        expected, found = (slots.read_all(f / f"{name}.h5") for f in (folder, tmp_path))
+        for slot, values in expected.items():
+            np.testing.assert_array_equal(found[slot], values, err_msg=slot)
+
+
+def test_the_matrix_is_the_same(files):
+    found = {}
+    for asked in ("memory", "blocks"):
+        with blocks.matrix("hvg", *matrix_of(files), backend="gpu", asked=asked) as matrix:
+            found[asked] = backend.to_host(backend.computed(matrix))
+    memory, in_blocks = found.values()
+    assert (memory != in_blocks).nnz == 0
+
+
+@pytest.mark.parametrize("flavor", ["cell_ranger", "seurat", "seurat_v3"])
+@pytest.mark.parametrize("batched", [False, True])
+def test_the_same_genes_are_highly_variable(files, settings, tmp_path, flavor, batched):
+    if batched and "batch" not in Counts(files[0]).table("obs"):
+        pytest.skip("pbmc3k has one batch")
+    chosen = {}
+    for execution in ("memory", "blocks"):
+        wanted = settings(
+            "hvg", flavor=flavor, n_top_genes=1000, batch_key="batch" if batched else None, **GPU
+        )
+        hvg(*matrix_of(files), tmp_path / "hvg.h5", **wanted, execution=execution)
+        chosen[execution] = slots.read(tmp_path / "hvg.h5", "var/highly_variable")
+    np.testing.assert_array_equal(chosen["blocks"], chosen["memory"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"zero_center": False},
+        {"scale": True},
+        {"scale": True, "regress_out": ["total_counts", "pct_counts_mt"]},
+    ],
+    ids=str,
+)
+def test_components_agree_up_to_sign(files, settings, tmp_path, changes):
+    counts, folder = files
+    found = {}
+    for execution in ("memory", "blocks"):
+        asked = settings("pca", **{"n_comps": 20} | changes, **GPU, seed=0)
+        inputs = [folder / f"{step}.h5" for step in "qc filter normalize hvg".split()]
+        pca(counts, *inputs, tmp_path / "pca.h5", **asked, execution=execution)
+        found[execution] = slots.read_all(tmp_path / "pca.h5")
+    pairs = zip(*(found[execution]["obsm/X_pca"].T[:5] for execution in found), strict=True)
+    r = [abs(np.corrcoef(a, b)[0, 1]) for a, b in pairs]
+    print(f"{changes}: least |r| of the first 5 components in blocks and in memory: {min(r):.7f}")
+    assert min(r) > 0.9999
+    variance = [found[execution]["uns/pca"]["variance"] for execution in found]
+    np.testing.assert_allclose(*variance, rtol=5e-3)
+
+
+@pytest.mark.parametrize("method", ["t-test", "t-test_overestim_var", "wilcoxon_binned", "logreg"])
+def test_marker_scores_agree(files, settings, tmp_path, method):
+    tables = {}
+    for execution in ("memory", "blocks"):
+        table = tmp_path / f"{execution}.csv"
+        wanted = settings("markers", method=method, groupby="leiden", **GPU)
+        markers(
+            *matrix_of(files),
+            files[1] / "leiden.h5",
+            tmp_path / "m.h5",
+            table,
+            **wanted,
+            execution=execution,
+        )
+        table = pd.read_csv(table, dtype={"group": str})
+        tables[execution] = table.set_index(["group", "names"])["scores"].sort_index()
+    memory, in_blocks = tables.values()
+    r = np.corrcoef(memory, in_blocks)[0, 1]
+    print(f"{method}: r {r:.6f}, largest difference {abs(memory - in_blocks).max():.2g}")
+    # an iterative fit over several starts of summation
+    assert abs(memory - in_blocks).max() < (0.1 if method == "logreg" else 2e-3)
+    assert r > 0.999
+
+
+@pytest.mark.parametrize("algorithm", ["nn_descent", "cagra", "ivfflat", "all_neighbors"])
+def test_approximate_neighbors_are_measured(files, settings, tmp_path, algorithm):
+    counts, folder = files
+    inputs = [folder / f"{step}.h5" for step in "qc filter normalize hvg".split()]
+    pca(counts, *inputs, tmp_path / "pca.h5", **settings("pca", n_comps=40, **GPU, seed=0))
+    wanted = settings("neighbors", algorithm=algorithm, min_recall=0.5, **GPU, seed=0)
+    neighbors(tmp_path / "pca.h5", tmp_path / "n.h5", **wanted)
+    found = slots.provenance_of(tmp_path / "n.h5")["recall"]
+    print(f"recall of {algorithm}: {found['recall']}")
+    assert found["algorithm"] == algorithm
+    assert found["recall"] > 0.9
