@@ -14,8 +14,9 @@ from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
 
 from scrna import config as checks
-from scrna import machine
+from scrna import execution, machine
 from scrna.code import code_digest
+from scrna.decisions import decided
 from scrna.errors import UserError
 from scrna.lock import directory_lock
 from scrna.names import is_clustering
@@ -24,27 +25,64 @@ from scrna.watch import announce
 
 announce()  # a job ends with the run that started it, were that one killed outright
 
+
+def resolve_backend(asked, scheduler):
+    """The backend of a run and the line that says so. Where the jobs run on other machines (--jobs),
+    or their steps in another cluster, `gpu` is taken at its word; a GPU step checks its machine.
+    """
+    if is_elsewhere(scheduler) and asked == "gpu":
+        return "gpu", "backend: gpu (as the config asks, wherever the steps run)"
+    backend, line = machine.resolve_backend(asked)
+    if is_elsewhere(scheduler) and (asked, backend) == ("auto", "cpu"):
+        line += "; set backend: gpu for machines that have one"
+    return backend, line
+
+
+def is_elsewhere(scheduler):
+    """Whether steps run on other machines than this one."""
+    return workflow.resource_settings.nodes is not None or scheduler is not None
+
+
+def pick_dataset():
+    """What `run: auto` picks on this machine, and the line that says so."""
+    picked, line = checks.pick_run(config, machine.gpu_memory)
+    return picked["run"], line
+
+
 try:
+    is_main = workflow.is_main_process
+    picked_line = None
+    if config.get("run") == "auto":
+        config["run"], picked_line = decided("run", pick_dataset, is_main=is_main)
     config = checks.complete(config)
-    BACKEND, backend_line = machine.resolve_backend(config["backend"])
+    SCHEDULER = config["dask"]["scheduler"]
+    BACKEND, backend_line = decided(
+        "backend",
+        lambda: resolve_backend(config["backend"], SCHEDULER),
+        is_main=is_main,
+    )
     checks.check(config | {"backend": BACKEND})
     DATASETS = {name: config["datasets"][name] for name in config["run"]}
     SOURCES = checks.sources(DATASETS)
     checks.check_columns(DATASETS, SOURCES, "results")
+    lines = [line for line in (picked_line, backend_line) if line]
+    if workflow.is_main_process and not is_elsewhere(SCHEDULER):
+        lines += execution.before_run(config, BACKEND, "results")
 except UserError as error:
     raise WorkflowError(str(error)) from None
 if workflow.is_main_process:
-    logger.info(backend_line)
+    for line in lines:
+        logger.info(line)
 
 REPS = ["pca", "harmony"]
 GPU = int(BACKEND == "gpu")
 # Two rules at once, each with half of the cores: the two representations keep each other company,
-# and much of a small step is one thread that imports.
-THREADS = max(1, (workflow.cores or 1) // 2)
+# and much of a small step is one thread that imports. A job elsewhere has its cores to itself.
+CORES = workflow.cores or 1
+THREADS = max(1, CORES // 2) if workflow.is_main_process else CORES
 # What a step's settings hold beside its section of the config.
-USES_BACKEND = (
-    "qc hvg pca harmony neighbors umap tsne leiden louvain markers trajectory".split()
-)
+USES_BACKEND = "qc normalize hvg pca harmony neighbors leiden louvain umap tsne".split()
+USES_BACKEND += ["markers", "trajectory"]
 USES_SEED = "simulate pca harmony neighbors umap tsne leiden louvain trajectory".split()
 
 
@@ -71,6 +109,8 @@ def settings(step):
             section["batch_key"] = checks.batch_keys(dataset)
         if step == "trajectory":
             section["label_key"] = dataset["label_key"]
+        if step == "tsne" and dataset["tsne"]["enabled"] is True:
+            section["max_cells"] = None  # asked for, however many they are
         # In one order: Snakemake compares texts, and YAML's order of keys is no change.
         return dict(sorted(section.items()))
 
@@ -89,6 +129,13 @@ def required_columns(wildcards, input):
     """
     name = wildcards.dataset
     return {"dataset": name, "required_obs": checks.required_obs(DATASETS[name], name)}
+
+
+def in_memory_or_blocks(wildcards, input):
+    """How a step works on the matrix. Asking for `input` keeps Snakemake from tracking it: the
+    results are the same.
+    """
+    return {"execution": DATASETS[wildcards.dataset]["execution"]}
 
 
 def checksum(wildcards, output):
@@ -120,7 +167,8 @@ def memory(step):
         dataset = DATASETS[wildcards.dataset]
         is_dense = dataset["pca"]["scale"] or dataset["pca"]["regress_out"]
         dense_genes = dataset["hvg"]["n_top_genes"] if is_dense else 0
-        return memory_mb(summary, step, dense_genes=dense_genes) * attempt
+        mode = "blocks" if dataset["execution"] == "blocks" else "memory"
+        return memory_mb(summary, step, dense_genes=dense_genes, mode=mode) * attempt
 
     return of
 
@@ -170,12 +218,35 @@ def named(datasets):
 
 
 def begin_run():
-    """Keep a second run out of this working directory; the kernel lets go when this one ends."""
-    global run_lock
+    """Keep a second run out of this working directory; the kernel lets go when this one ends.
+    Then start the worker that GPU steps run in, or look at the cluster that is there for them.
+    """
+    global run_lock, engine
     try:
         run_lock = directory_lock(os.getcwd())
+        if SCHEDULER:
+            from scrna.cluster import check_scheduler
+
+            logger.info(check_scheduler(SCHEDULER, BACKEND))
+        elif config["worker"] == "warm" and (due := steps_for_worker()):
+            from scrna.cluster import start
+
+            engine = start(config, BACKEND, due)
     except UserError as error:
         raise WorkflowError(str(error)) from None
+
+
+def steps_for_worker():
+    """The steps of this run that go to a worker, in their order."""
+    rules_due = {job.rule.name for job in workflow.dag.needrun_jobs()}
+    due = [step for step in USES_BACKEND if step in rules_due and not workflow.touch]
+    if due and (workflow.non_local_exec or environment(None)):
+        message = (
+            "worker: warm is for steps on this machine, in the environment that Snakemake runs in; "
+            "for jobs elsewhere or in conda's environments set worker: none"
+        )
+        raise UserError(message)
+    return due
 
 
 def end_run():

@@ -23,6 +23,7 @@ rule markers:
     params:
         settings=settings("markers"),
         code=code("markers"),
+        untracked=in_memory_or_blocks,
     message:
         "{wildcards.dataset}/{wildcards.rep}: marker genes"
     script:

@@ -62,8 +62,9 @@ rule normalize:
         "benchmarks/{dataset}/normalize.tsv"
     conda:
         environment
-    threads: 1
+    threads: THREADS
     resources:
+        gpu=GPU,
         mem_mb=memory("normalize"),
     params:
         settings=settings("normalize"),
@@ -94,6 +95,7 @@ rule hvg:
     params:
         settings=settings("hvg"),
         code=code("hvg"),
+        untracked=in_memory_or_blocks,
     message:
         "{wildcards.dataset}: highly variable genes"
     script:

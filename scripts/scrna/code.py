@@ -11,7 +11,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent
 #: Modules that carry a step but do not make its result: how it is logged, locked or watched.
-CARRIERS = {"log", "lock", "watch", "progress", "errors", "machine", "files"}
+CARRIERS = set("errors execution files host lock log machine progress sizes step watch".split())
+CARRIERS |= {"cluster", "remote", "tasks", "warmup", "worker"}
 
 
 def code_digest(script: Path) -> str:
@@ -31,6 +32,25 @@ def code_digest(script: Path) -> str:
     sha = hashlib.sha256(_meaning(script).encode())
     for path in sorted(_reached(script) - {script}):
         sha.update(_meaning(path).encode())
+    return sha.hexdigest()[:16]
+
+
+@cache
+def tree_digest(scripts: Path) -> str:
+    """Digest all code in a folder as it is when a process first asks, and so as it has loaded it.
+
+    Parameters
+    ----------
+    scripts
+        The folder of the scripts.
+
+    Returns
+    -------
+    16 digits, as `code_digest`; here the carriers count too.
+    """
+    sha = hashlib.sha256()
+    for path in sorted(scripts.rglob("*.py")):
+        sha.update(f"{path.relative_to(scripts)} {_meaning(path)}".encode())
     return sha.hexdigest()[:16]
 
 

@@ -23,13 +23,18 @@ def start_logging(path: Path | str | None, label: str) -> None:
     """
     terminal = logging.StreamHandler(sys.stderr)
     terminal.setFormatter(logging.Formatter(f"[{label}] %(message)s"))
-    terminal.addFilter(lambda record: not record.exc_info)
+    terminal.addFilter(lambda record: not (record.exc_info or record.exc_text))
     handlers: list[logging.Handler] = [terminal]
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(path, mode="w", encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         handlers.append(file)
+    send_logs(handlers)
+
+
+def send_logs(handlers: list[logging.Handler]) -> None:
+    """Send the messages and Python's warnings of this process to these handlers, and no others."""
     log.handlers = handlers
     log.setLevel(logging.INFO)
     log.propagate = False

@@ -2,24 +2,28 @@
 
 A step is a function of paths and plain parameters. Its positional parameters are the files that it
 reads and writes, its keyword-only parameters the settings. `step` marks it, `run` calls it from a
-rule's script; another runner may call the function itself.
+rule's script, in the rule's own process or in a worker that is warm (`scrna.remote`); another
+runner may call the function itself.
 """
 
 import functools
 import importlib.metadata
 import inspect
+import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from scrna import slots
+from scrna import remote, slots
 from scrna.errors import UserError
+from scrna.files import replacing
 from scrna.log import log, start_logging
 from scrna.watch import PID_VARIABLE, die_with
 
@@ -31,6 +35,8 @@ _PACKAGES |= {"sklearn": "scikit-learn", "umap": "umap-learn", "cupy": "cupy-cud
 _PACKAGES |= {name: f"{name}-cu13" for name in ("cugraph", "cuml", "cuvs", "rmm")}
 _PACKAGES |= {"rapids_singlecell": "rapids-singlecell-cu13"}
 _record: ContextVar[dict[str, Any] | None] = ContextVar("record", default=None)
+#: Where steps run here, and what samples the memory that they take.
+_process: ContextVar[dict[str, Any] | None] = ContextVar("process", default=None)
 
 
 def step(function: Callable) -> Callable:
@@ -91,13 +97,18 @@ def provenance() -> dict[str, Any]:
 
     Returns
     -------
-    step, backend, parameters, inputs (digests by name), started (UTC), seconds so far, device and
-    the versions of the packages in use; empty outside a step.
+    step, backend, parameters, inputs (digests by name), started (UTC), what `note` was given,
+    worker (``warm`` or ``own process``), seconds so far, device, the most memory in use on it so
+    far and the versions of the packages in use; empty outside a step.
     """
     record = _record.get()
     if record is None:
         return {}
     known = {key: value for key, value in record.items() if key != "clock"}
+    process = _process.get() or {"worker": "own process"}
+    known["worker"] = process["worker"]
+    if peak := process.get("peak"):
+        known["memory_peak_bytes"] = peak.peak_bytes
     known["seconds"] = round(time.perf_counter() - record["clock"], 3)
     known["versions"] = _versions()
     if record["backend"] == "gpu":
@@ -107,12 +118,28 @@ def provenance() -> dict[str, Any]:
     return known
 
 
+def note(key: str, value: Any) -> None:
+    """Put a fact that the running step finds into its provenance; nothing to do outside a step.
+
+    Parameters
+    ----------
+    key
+        Its name, none of `provenance`'s own.
+    value
+        What JSON holds; mappings and sequences of such values.
+    """
+    if (record := _record.get()) is not None:
+        record[key] = _plain(value)
+
+
 def run(function: Callable, snakemake) -> None:
     """Call a step's function as its Snakemake rule asks.
 
     The rule's named inputs and outputs and the entries of its ``params.settings`` become the
-    function's arguments. A GPU rule holds the machine's GPU lock while it runs. An error goes to
-    the log with its traceback; one that the user can mend reaches the terminal as its message.
+    function's arguments. Where the run has a worker, a step with a backend runs there and this
+    process waits for it, showing what it logs. A GPU step holds the machine's GPU lock while it
+    runs. An error goes to the log with its traceback; one that the user can mend reaches the
+    terminal as its message.
 
     Parameters
     ----------
@@ -126,53 +153,164 @@ def run(function: Callable, snakemake) -> None:
     start_logging(snakemake.log[0] if snakemake.log else None, label)
     _follow_snakemake()
     os.environ.setdefault("NUMBA_NUM_THREADS", str(snakemake.threads))
-    settings = dict(snakemake.params.get("settings", {}))
-    files = {
-        name: _paths(value)
-        for source in (snakemake.input, snakemake.output)
-        for name, value in source.items()
-    }
-    untracked = dict(snakemake.params.get("untracked", {}))
+    job = _job(function, snakemake, label)
     try:
-        if settings.get("backend") == "gpu":
-            _take_gpu(label, snakemake.config["gpu"])
-        if "threads" in inspect.signature(function).parameters:
-            settings["threads"] = snakemake.threads
-        function(**files, **settings, **untracked)
+        if cluster := remote.cluster_of(job):
+            script = inspect.unwrap(function).__globals__["__file__"]
+            ended = remote.perform(cluster, Path(script), function.__name__, _plain(job))
+        else:
+            ended = perform(function, job)
+        if ended["memory"] and snakemake.log:
+            _write_memory(Path(snakemake.log[0]), ended["memory"])
         log.info("%.1f s since the process started", _seconds_alive())
     except KeyboardInterrupt:
         log.error("stopped by Ctrl-C")
         sys.exit(128 + signal.SIGINT)
+    except remote.StepFailedError:
+        sys.exit(1)  # its log has come over
     except Exception as error:
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        log.error("%s%s", kind, error)
-        log.exception("the traceback, for whoever mends it")  # the terminal leaves it out
+        report(error)
         sys.exit(1)
 
 
-def _take_gpu(label: str, gpu_settings: Mapping[str, Any]) -> None:
-    """Import RAPIDS, then wait for the GPU, then set up its memory.
+def perform(function: Callable, job: Mapping[str, Any], worker: str = "own process") -> dict:
+    """Call a step's function in this process, set up as the job asks.
 
-    The lock is held until the process ends, since only then its memory on the GPU is free.
+    Parameters
+    ----------
+    function
+        A function marked by `step`.
+    job
+        What `run` made of the rule: label, files, settings, untracked and the config's settings of
+        a process.
+    worker
+        Where this is, for the provenance: ``warm`` or ``own process``.
+
+    Returns
+    -------
+    ``memory``: start_bytes, peak_bytes and source of what was in use on the GPU; None on the CPU.
+    """
+    files = {
+        name: [Path(item) for item in value] if isinstance(value, list) else Path(value)
+        for name, value in job["files"].items()
+    }
+    process: dict[str, Any] = {"worker": worker}
+    is_warm, backend = worker == "warm", job["settings"].get("backend")
+    with ExitStack() as stack:
+        if backend == "gpu":
+            gpu = stack.enter_context(_on_gpu(job, is_warm=is_warm))
+        if backend is not None:
+            _configure(job["config"])
+        if is_warm:
+            from scrna.worker import freed_memory
+
+            stack.enter_context(freed_memory())
+        if backend == "gpu":
+            from scrna.machine import MemoryPeak
+
+            process["peak"] = stack.enter_context(MemoryPeak(gpu))
+        token = _process.set(process)
+        stack.callback(_process.reset, token)
+        function(**files, **job["settings"], **job["untracked"])
+    if (peak := process.get("peak")) is None:
+        return {"memory": None}
+    source = "/proc/meminfo" if gpu.unified else "NVML"
+    used = {"start_bytes": peak.start_bytes, "peak_bytes": peak.peak_bytes, "source": source}
+    return {"memory": used}
+
+
+def report(error: Exception) -> None:
+    """Log what a step failed of, and its traceback, which the terminal leaves out."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    log.error("%s%s", kind, error)
+    log.error("the traceback, for whoever mends it", exc_info=error)
+
+
+def _job(function: Callable, snakemake, label: str) -> dict[str, Any]:
+    """Gather what a rule asks of its step."""
+    settings = dict(snakemake.params.get("settings", {}))
+    if "threads" in inspect.signature(function).parameters:
+        settings["threads"] = snakemake.threads
+    sections = ("gpu", "gpus", "memory", "dask", "worker")
+    return {
+        "label": label,
+        "files": {
+            name: str(value) if isinstance(value, str) else [str(item) for item in value]
+            for source in (snakemake.input, snakemake.output)
+            for name, value in source.items()
+        },
+        "settings": settings,
+        "untracked": dict(snakemake.params.get("untracked", {})),
+        "threads": snakemake.threads,
+        "config": {key: snakemake.config[key] for key in sections if key in snakemake.config},
+    }
+
+
+def _configure(config: Mapping[str, Any]) -> None:
+    """Hand the config's settings of a process to what goes by them; they change no result."""
+    from scrna import blocks, execution, machine
+
+    execution.configure(**config["memory"], limit_gb=config["gpu"]["limit_gb"])
+    blocks.configure(
+        gpus=len(machine.gpus()),
+        threads=config["dask"]["threads"],
+        protocol=config["dask"]["protocol"],
+        gpu=config["gpu"],
+    )
+
+
+@contextmanager
+def _on_gpu(job: Mapping[str, Any], *, is_warm: bool) -> Iterator[Any]:
+    """Import RAPIDS, then wait for the GPUs, then set up the memory; give the first GPU.
+
+    The locks are held until the process ends, since only then its memory on the GPUs is free. A
+    warm worker, which frees what a step leaves, gives them back.
     """
     from scrna import backend, machine
+    from scrna.cluster import chosen_gpus
     from scrna.lock import gpu_lock
 
+    machine.resolve_backend("gpu")  # refused here where the run was started on another machine
+    asked = job["config"].get("gpus", "all")
+    if asked != "all" and not is_warm:  # a worker's cluster has chosen
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in chosen_gpus(asked))
     backend.load("gpu")
-    gpu = machine.gpus()[0]
-    gpu_lock(label, gpu.index)
-    log.info("on GPU %d, %s", gpu.index, gpu.name)
-    backend.start_gpu(**gpu_settings)
+    gpus = machine.gpus()
+    with ExitStack() as stack:
+        for index in sorted({gpu.index for gpu in gpus}):
+            lock = gpu_lock(job["label"], index)
+            if is_warm:
+                stack.callback(lock.release)
+        log.info("on GPU %s", ", ".join(f"{gpu.index}, {gpu.name}" for gpu in gpus))
+        start_gpu(**job["config"]["gpu"])
+        if is_warm:  # the peak is to be this step's
+            import rmm.statistics
+
+            rmm.statistics.push_statistics()
+            stack.callback(rmm.statistics.pop_statistics)
+        yield gpus[0]
+
+
+@functools.lru_cache(maxsize=1)
+def start_gpu(**memory) -> None:
+    """Set up the GPU's memory, once in a process as long as the settings are the same."""
+    from scrna import backend
+
+    backend.start_gpu(**memory)
+
+
+def _write_memory(log_file: Path, facts: Mapping[str, Any]) -> None:
+    """Write a step's memory beside its benchmark, whose own figures do not know the GPU's."""
+    parts = list(log_file.parts)
+    parts[parts.index("logs")] = "benchmarks"
+    with replacing(Path(*parts).with_suffix(".memory.json")) as temporary:
+        temporary.write_text(json.dumps(facts) + "\n")
 
 
 def _follow_snakemake() -> None:
     """End with the Snakemake that started this job, were that one killed outright."""
     if pid := os.environ.get(PID_VARIABLE):
         die_with(int(pid))
-
-
-def _paths(value) -> Path | list[Path]:
-    return Path(value) if isinstance(value, str) else [Path(item) for item in value]
 
 
 def _plain(value):

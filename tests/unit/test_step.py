@@ -6,16 +6,17 @@ import sys
 import textwrap
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from snakemake.iocontainers import Namedlist
 
 import scrna
-from scrna import slots
+from scrna import cluster, slots
 from scrna.errors import UserError
 from scrna.log import log
-from scrna.step import provenance, run, step
+from scrna.step import note, provenance, run, start_gpu, step
 
 
 @step
@@ -39,6 +40,7 @@ def test_what_is_written_carries_how_it_came_to_be(tmp_path):
         "backend": "cpu",
         "parameters": {"width": 2.5, "names": ["a", "b"], "height": None, "deep": {"x": [1, [2]]}},
         "inputs": {"counts": slots.digest_of(tmp_path / "in.h5")},
+        "worker": "own process",
     }
 
 
@@ -65,6 +67,17 @@ def test_versions_of_what_is_not_imported_are_left_out(tmp_path):
     said = python(program).stdout.splitlines()
     assert set(json.loads(said[0])) == {"python", "numpy"}
     assert said[1] == "[]"  # a step on tables starts without them
+
+
+def test_what_a_step_finds_is_noted():
+    @step
+    def find():
+        note("recall", {"of": (0.97, Path("x"))})
+        return provenance()
+
+    note("recall", 1)  # outside a step: nowhere to go
+    assert find()["recall"] == {"of": [0.97, "x"]}
+    assert provenance() == {}
 
 
 def test_there_is_no_provenance_outside_a_step_and_after_an_error():
@@ -112,6 +125,15 @@ def test_wrong_arguments_are_refused():
 # -------------------------------------------------------------------------------------------- run
 
 
+CONFIG = {
+    "gpu": {"memory": "pool", "pool_gb": 1, "limit_gb": None},
+    "gpus": "all",
+    "memory": {"headroom_gb": 3, "wait_s": 4},
+    "dask": {"scheduler": None, "protocol": "tcp", "threads": 5},
+    "worker": "none",
+}
+
+
 class Rule:
     """What Snakemake puts into a script."""
 
@@ -123,7 +145,7 @@ class Rule:
         self.params = Namedlist(fromdict=params or {})
         self.log = Namedlist([str(folder / "logs/umap.log")] if log else [])
         self.threads = threads
-        self.config = {"gpu": {"memory": "pool", "pool_gb": 1}}
+        self.config = CONFIG
 
 
 @pytest.fixture(autouse=True)
@@ -196,30 +218,91 @@ def test_a_rule_may_have_no_settings_and_no_log(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_gpu_step_imports_then_locks_then_sets_up_the_memory(tmp_path, monkeypatch):
-    from types import SimpleNamespace
+class Peak:
+    """A stand-in for `scrna.machine.MemoryPeak`."""
 
-    from scrna import backend, lock, machine
+    def __init__(self, gpu):
+        self.start_bytes, self.peak_bytes = 10, None
+
+    def __enter__(self):
+        self.peak_bytes = 30
+        return self
+
+    def __exit__(self, *_):
+        self.peak_bytes = 40
+
+
+@pytest.fixture
+def fake_gpus(monkeypatch):
+    """Two GPUs that are not there; what is done with them."""
+    from scrna import backend, blocks, execution, lock, machine
 
     done = []
-    gpu = SimpleNamespace(index=2, name="NVIDIA GB10")
+    gpus = [SimpleNamespace(index=n, uuid=f"GPU-{n}", name="H200", unified=False) for n in (3, 1)]
+    start_gpu.cache_clear()
+    monkeypatch.setattr(machine, "resolve_backend", lambda asked: done.append(asked))
     monkeypatch.setattr(backend, "load", lambda name: done.append(("load", name)))
-    monkeypatch.setattr(machine, "gpus", lambda: [gpu])
+    monkeypatch.setattr(machine, "gpus", lambda: gpus)
+    monkeypatch.setattr(cluster, "gpus", lambda: gpus)
+    monkeypatch.setattr(machine, "MemoryPeak", Peak)
     monkeypatch.setattr(lock, "gpu_lock", lambda *about: done.append(("lock", *about)))
     monkeypatch.setattr(backend, "start_gpu", lambda **how: done.append(("start", how)))
     monkeypatch.setattr(backend, "gpu_record", lambda: {"device": "NVIDIA GB10"})
+    for module in (execution, blocks):
+        name = module.__name__.rpartition(".")[2]
+        monkeypatch.setattr(module, "configure", lambda name=name, **how: done.append((name, how)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    yield done
+    start_gpu.cache_clear()
 
+
+def test_a_gpu_step_imports_then_locks_then_sets_up_the_memory(tmp_path, fake_gpus):
     @step
     def umap(*, backend):
-        done.append(provenance()["device"])
+        known = provenance()
+        fake_gpus.append((known["device"], known["memory_peak_bytes"]))
 
     run(umap, Rule(tmp_path, params={"settings": {"backend": "gpu"}}))
-    assert done == [
+    gpu = CONFIG["gpu"]
+    assert fake_gpus == [
+        "gpu",
         ("load", "gpu"),
-        ("lock", "umap pbmc3k/pca", 2),
-        ("start", {"memory": "pool", "pool_gb": 1}),
-        "NVIDIA GB10",
+        ("lock", "umap pbmc3k/pca", 1),  # in one order, or two runs would wait for each other
+        ("lock", "umap pbmc3k/pca", 3),
+        ("start", gpu),
+        ("execution", {"headroom_gb": 3, "wait_s": 4, "limit_gb": None}),
+        ("blocks", {"gpus": 2, "threads": 5, "protocol": "tcp", "gpu": gpu}),
+        ("NVIDIA GB10", 30),
     ]
+    beside = json.loads((tmp_path / "benchmarks/umap.memory.json").read_text())
+    assert beside == {"start_bytes": 10, "peak_bytes": 40, "source": "NVML"}
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,1"
+
+
+def test_a_gpu_step_sees_the_gpus_that_are_asked_for(tmp_path, fake_gpus):
+    rule = Rule(tmp_path, params={"settings": {"backend": "gpu"}})
+    rule.config = CONFIG | {"gpus": "1"}
+    run(step(lambda *, backend: None), rule)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-1"
+
+
+@pytest.mark.parametrize(
+    ("asked", "chosen"), [("all", [3, 1]), (1, [3]), (2, [3, 1]), ("1", [1]), ("1,3", [3, 1])]
+)
+def test_gpus_are_chosen_by_count_or_number(fake_gpus, asked, chosen):
+    assert [gpu.index for gpu in cluster.chosen_gpus(asked)] == chosen
+
+
+@pytest.mark.parametrize("asked", [3, "0", "1,2"])
+def test_gpus_that_are_not_there_are_refused(fake_gpus, asked):
+    with pytest.raises(UserError, match=f"gpus is {asked!r}, but the GPUs here are: 3 .H200., 1"):
+        cluster.chosen_gpus(asked)
+
+
+def test_a_cluster_of_several_gpus_is_not_to_be_had_without_credentials(fake_gpus):
+    config = CONFIG | {"dask": CONFIG["dask"] | {"protocol": "ucx"}}
+    with pytest.raises(UserError, match="any user of this machine could run code"):
+        cluster.start(config, "gpu")
 
 
 def python(program):

@@ -1,0 +1,356 @@
+"""The Dask cluster of a run: started with it, gone with it, and checked where it exists already.
+
+`start` starts this file as a program of its own, the engine. It holds the scheduler and watches
+over the workers, one for each GPU (dask-cuda) or one for the CPU, which import their libraries once
+for the whole run, and takes the rules' steps over a socket. All of it listens on this machine alone
+(127.0.0.1, any free port) and asks for keys made for the run: Dask speaks TLS with a certificate
+that never leaves the processes' memory, and the socket's key lies in a folder that only this user
+may enter. Nobody else can run code through it. It follows its Snakemake and is gone seconds after
+it, however that ended.
+"""
+
+import importlib.metadata
+import json
+import logging
+import multiprocessing
+import os
+import platform
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
+from pathlib import Path
+from threading import Lock, Thread
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parents[1]))
+
+from scrna import remote, tasks, worker
+from scrna.code import tree_digest
+from scrna.errors import UserError
+from scrna.machine import Gpu, gpu_problem, gpus
+from scrna.watch import die_with, process_start
+
+#: Packages that the run and the workers of a cluster that exists need in the same version.
+PACKAGES = "dask distributed numpy zarr anndata scanpy".split()
+GPU_PACKAGES = ["rapids-singlecell-cu13"]
+_one_at_a_time = Lock()
+
+
+def start(config: Mapping[str, Any], backend: str, due: Sequence[str] = ()) -> subprocess.Popen:
+    """Start a run's cluster; its jobs learn of it by the environment. Does not wait.
+
+    Parameters
+    ----------
+    config
+        A `scrna.config.complete` config.
+    backend
+        ``gpu`` or ``cpu``.
+    due
+        Steps that the run will come to, in their order.
+
+    Returns
+    -------
+    The engine's process.
+
+    Raises
+    ------
+    UserError
+        If the workers of several GPUs are to talk by UCX, which knows no credentials.
+    """
+    chosen = chosen_gpus(config["gpus"]) if backend == "gpu" else []
+    if config["dask"]["protocol"] == "ucx" and len(chosen) > 1:
+        msg = (
+            "dask.protocol is ucx, over which any user of this machine could run code through the "
+            "run's worker: set worker: none, or dask.protocol: tcp"
+        )
+        raise UserError(msg)
+    folder = Path(".snakemake/scrna", f"cluster-{os.getpid()}").absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for old in folder.parent.glob("cluster-*"):  # of engines that were killed
+        if process_start(int(old.name.rpartition("-")[2])) is None or old == folder:
+            shutil.rmtree(old, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    log_file = remote.log_of(folder)
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "snakemake": os.getpid(),
+        "folder": str(folder),
+        "log": str(log_file),
+        "backend": backend,
+        "gpu": config["gpu"],
+        "gpus": [gpu.uuid for gpu in chosen],
+        "threads": config["dask"]["threads"],
+        "due": list(due),
+    }
+    with log_file.open("w") as log:
+        engine = subprocess.Popen(
+            [sys.executable, "-P", __file__, json.dumps(settings)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C reaches the rules' processes first
+        )
+    about = {"pid": engine.pid, "started": process_start(engine.pid), "host": os.uname().nodename}
+    _write(folder / "engine.json", about)
+    os.environ[remote.FOLDER_VARIABLE] = str(folder)
+    return engine
+
+
+def chosen_gpus(asked: str | int) -> list[Gpu]:
+    """Pick the GPUs that a config asks for.
+
+    Parameters
+    ----------
+    asked
+        ``all`` that are visible, how many of them, or their numbers as nvidia-smi counts: ``0,1``.
+
+    Raises
+    ------
+    UserError
+        If there are not so many, or one of the numbers is not there.
+    """
+    found = gpus()
+    if asked == "all":
+        return found
+    wanted = [int(number) for number in asked.split(",")] if isinstance(asked, str) else None
+    chosen = found[:asked] if wanted is None else [gpu for gpu in found if gpu.index in wanted]
+    if len(chosen) != (asked if wanted is None else len(set(wanted))):
+        there = ", ".join(f"{gpu.index} ({gpu.name})" for gpu in found) or "none"
+        msg = f"gpus is {asked!r}, but the GPUs here are: {there}"
+        raise UserError(msg)
+    return chosen
+
+
+# ---------------------------------------------------------------------- a cluster that exists
+
+
+def check_scheduler(scheduler: str, backend: str) -> str:
+    """Refuse a cluster whose workers cannot do a run's steps as this process would.
+
+    Parameters
+    ----------
+    scheduler
+        Its address, or its scheduler file.
+    backend
+        ``gpu`` or ``cpu``.
+
+    Returns
+    -------
+    A line that tells of the cluster.
+
+    Raises
+    ------
+    UserError
+        If it cannot be reached or has no worker; or, with the worker's address, if one does not see
+        the working directory or these scripts, has other versions or another state of the code, or
+        no GPU.
+    """
+    expected = _facts(backend)
+    with tempfile.NamedTemporaryFile("w", prefix=".scrna-", dir=".") as token:
+        token.write(expected["code"])
+        token.flush()
+        path = os.path.abspath(token.name)
+        with tasks.connected(scheduler) as client:
+            n_workers = len(client.scheduler_info(n_workers=-1)["workers"])
+            if not n_workers:
+                raise UserError(f"the cluster at {scheduler}, dask.scheduler, has no worker")
+            found = client.run(_question(), str(remote.SCRIPTS), backend, path, on_error="return")
+    for address, facts in sorted(found.items()):
+        if isinstance(facts, Exception):
+            what = f"does not run this workflow's code in {remote.SCRIPTS}: {facts!r}"
+            raise UserError(f"dask.scheduler: the worker {address} {what}")
+        for name, value in expected.items():
+            if facts[name] != value:
+                raise UserError(_difference(address, name, facts[name], value))
+        if facts["token"] != expected["code"]:
+            msg = (
+                f"dask.scheduler: the worker {address} on {facts['host']} does not see this run's "
+                f"folder, {os.getcwd()}: the folder has to be shared, under the same path"
+            )
+            raise UserError(msg)
+        if facts["gpu"]:
+            msg = (
+                f"dask.scheduler: the worker {address} has no GPU for backend: gpu: {facts['gpu']}"
+            )
+            raise UserError(msg)
+    return f"worker: {n_workers} of the cluster at {scheduler}"
+
+
+def _question():
+    """Give the function that asks a worker for its facts; sent whole, see `tasks.prepare`."""
+    put_on_path = tasks.prepare()
+
+    def ask(scripts: str, backend: str, token: str) -> dict[str, str | None]:
+        put_on_path(scripts)
+        from scrna.cluster import facts
+
+        return facts(backend, token)
+
+    return ask
+
+
+def facts(backend: str, token: str) -> dict[str, str | None]:
+    """Tell what a worker has: versions, code, whether it sees a file, what its GPU lacks."""
+    seen = None
+    with suppress(OSError):
+        seen = Path(token).read_text()
+    more = {"token": seen, "host": os.uname().nodename}
+    return _facts(backend) | more | {"gpu": gpu_problem() if backend == "gpu" else None}
+
+
+def _facts(backend: str) -> dict[str, str | None]:
+    """Versions and code; of a worker, the code as it was when loaded there."""
+    packages = PACKAGES + (GPU_PACKAGES if backend == "gpu" else [])
+    known: dict[str, str | None] = {"python": platform.python_version()}
+    for package in packages:
+        known[package] = None
+        with suppress(importlib.metadata.PackageNotFoundError):
+            known[package] = importlib.metadata.version(package)
+    return known | {"code": tree_digest(remote.SCRIPTS)}
+
+
+def _difference(address: str, name: str, found: str | None, expected: str | None) -> str:
+    where = f"dask.scheduler: the worker {address}"
+    if name == "code":
+        return (
+            f"{where} has loaded another state of this workflow's code ({found}) than this run's "
+            f"({expected}): restart the cluster's workers"
+        )
+    return (
+        f"{where} has {name} {found or 'not installed'}, this run has {expected or 'none'}: "
+        "start the workers from the environment that this run is started from"
+    )
+
+
+# --------------------------------------------------------------------------------- the engine
+
+
+def main(settings: dict[str, Any]) -> None:
+    """Run the engine until its Snakemake is gone."""
+    folder = Path(settings["folder"])
+    try:
+        die_with(settings["snakemake"])
+        client = _start_cluster(settings, folder)
+        key = secrets.token_bytes(32)
+        with Listener(("127.0.0.1", 0)) as listener:
+            _write(folder / "cluster.json", {"address": listener.address, "key": key.hex()})
+            while True:
+                # whoever it is, and however long they take to answer, the next one is let in
+                who = listener.accept()
+                Thread(target=_serve, args=(who, key, client, settings), daemon=True).start()
+    finally:
+        # At once: what workers hold is worth nothing now, and one may be in a long call.
+        for child in multiprocessing.active_children():
+            child.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(1 if sys.exc_info()[0] not in (None, SystemExit) else 0)
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Write a file that only this user can read, whole at once."""
+    temporary = path.with_suffix(".tmp")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        json.dump(content, file)
+    temporary.rename(path)
+
+
+def _serve(connection: Connection, key: bytes, client, settings: dict[str, Any]) -> None:
+    """Run the step that a rule's process asks for, if it knows the key."""
+    with connection, suppress(OSError, EOFError, AuthenticationError):
+        deliver_challenge(connection, key)
+        answer_challenge(connection, key)
+        _, request = remote.receive(connection)
+
+        def is_wanted() -> bool:
+            return not connection.poll()  # a process that waits says nothing
+
+        try:
+            with _turn(is_wanted):
+                outcome = tasks.submit(
+                    client,
+                    request,
+                    lambda about: remote.send(connection, "record", about),
+                    claims=Path(settings["folder"]),
+                    its_log=settings["log"],
+                    resources={tasks.RESOURCE: 1},
+                    is_wanted=is_wanted,
+                )
+        except (UserError, tasks.StoppedError) as error:
+            remote.send(connection, "error", str(error))
+        else:
+            remote.send(connection, "outcome", outcome)
+
+
+@contextmanager
+def _turn(is_wanted: Callable[[], bool]) -> Iterator[None]:
+    """Wait for a turn: a worker that dies shall take one step with it, not the next or the last."""
+    while not _one_at_a_time.acquire(timeout=0.25):
+        if not is_wanted():
+            raise tasks.StoppedError
+    try:
+        yield
+    finally:
+        _one_at_a_time.release()
+
+
+def _start_cluster(settings: dict[str, Any], folder: Path):
+    """Start scheduler and workers; give a client."""
+    import dask
+    from distributed import Client
+    from distributed.security import Security
+
+    dask.config.set(
+        {
+            "distributed.scheduler.allowed-failures": 0,  # a step that killed its worker has failed
+            "distributed.scheduler.worker-ttl": None,  # a worker in a long call gives no sign
+            "distributed.deploy.lost-worker-timeout": "365d",  # its nanny brings it back
+            "distributed.nanny.pre-spawn-environ": {},  # threads as in a process of one's own
+            # Dask always opens a web server, which asks for no credentials: it serves nothing.
+            "distributed.scheduler.http.routes": [],
+            "distributed.worker.http.routes": [],
+        }
+    )
+    os.environ[worker.SETTINGS_VARIABLE] = json.dumps(
+        {
+            "backend": settings["backend"],
+            "gpu": settings["gpu"],
+            "first": next(iter(settings["gpus"]), ""),
+            "due": settings["due"],
+        }
+    )
+    common = {
+        "host": "127.0.0.1",
+        "protocol": "tls",
+        "security": Security.temporary(),
+        "dashboard_address": None,
+        "scheduler_kwargs": {"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+        "local_directory": str(folder / "dask"),
+        "preload": ["scrna.worker"],
+        "memory_limit": 0,  # as much as a process of one's own may take
+        "silence_logs": False,
+    }
+    if settings["backend"] == "gpu":
+        from dask_cuda import LocalCUDACluster
+
+        several = len(settings["gpus"]) > 1
+        cluster = LocalCUDACluster(
+            settings["gpus"], threads_per_worker=settings["threads"] if several else 1, **common
+        )
+    else:
+        from distributed import LocalCluster
+
+        cluster = LocalCluster(n_workers=1, threads_per_worker=1, **common)
+    return Client(cluster, set_as_default=False)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

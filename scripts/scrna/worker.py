@@ -1,0 +1,214 @@
+"""A Dask worker's side: it runs steps one at a time, in one thread of a process that stays warm.
+
+`dask_setup` makes a worker of the run's own cluster ready. `perform` is what a rule's process
+(`scrna.remote`, `scrna.tasks`) sends to a worker, of that cluster or of one that exists.
+"""
+
+import ctypes
+import gc
+import importlib.util
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from scrna import step
+from scrna.log import log, send_logs
+from scrna.tasks import RESOURCE
+from scrna.warmup import next_call
+
+#: The environment variable with the settings of the run's own workers, JSON: backend and gpu.
+SETTINGS_VARIABLE = "SCRNA_WORKER"
+_POLL = 0.25  # seconds between looks whether the step is still wanted
+_PR_SET_PDEATHSIG = 1
+
+# Steps come in one thread: libraries keep their handles on the GPU for each.
+_steps = ThreadPoolExecutor(max_workers=1, thread_name_prefix="step")
+_scripts: dict[Path, tuple[int, ModuleType]] = {}
+_formatter = logging.Formatter()
+
+
+def dask_setup(worker) -> None:
+    """Import the libraries and set up the GPU's memory, before the worker takes any work.
+
+    Dask calls this in each of the run's own workers as it starts (preload).
+    """
+    from scrna import backend
+
+    # With the process that started it; the kernel sees to that where Python is in a long call.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    send_logs([logging.StreamHandler(sys.stderr)])
+    settings = json.loads(os.environ[SETTINGS_VARIABLE])
+    backend.load(settings["backend"])
+    if settings["backend"] == "gpu":
+        step.start_gpu(**settings["gpu"])
+    # One step at a time, on the first GPU; the next goes to whichever process is there then.
+    if settings["first"] == os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]:
+        worker.state.total_resources[RESOURCE] = worker.state.available_resources[RESOURCE] = 1
+        if settings["backend"] == "gpu":
+            _steps.submit(next_call, settings["due"], "gpu", _steps.submit)
+
+
+def perform(request: dict[str, Any]) -> dict[str, Any]:
+    """Run a step; the function of a Dask task.
+
+    Parameters
+    ----------
+    request
+        topic (the task's key, and where the log goes), claim (a file that the first try removes),
+        scripts, script, function and job, as `scrna.remote.perform` sends them.
+
+    Returns
+    -------
+    ended (what `scrna.step.perform` returned), failed, is_broken (whether the process should not
+    run another step), is_again (whether it was tried before and so not done), worker (the address)
+    and records (how many log records were sent).
+    """
+    from distributed import get_worker, secede
+
+    worker = get_worker()
+    secede()  # the step's own blocks may need the place
+    running = _steps.submit(copy_context().run, _perform, worker, request)
+    while not wait([running], timeout=_POLL).done:
+        if not _is_wanted(worker, request["topic"]):
+            _stop(worker, running)
+    return running.result()
+
+
+def _perform(worker, request: dict[str, Any]) -> dict[str, Any]:
+    outcome = {"ended": None, "failed": True, "is_broken": False, "is_again": False, "records": 0}
+    outcome["worker"] = worker.address
+    if not _is_first(Path(request["claim"])):
+        return outcome | {"is_again": True}
+    sender = _Sender(worker, request["topic"])
+    sender.send("start", {"worker": worker.address})
+    before = list(log.handlers)
+    send_logs([sender])
+    warnings.simplefilter("default", append=True)  # forgets which warnings earlier steps have given
+    job = request["job"]
+    if numba := sys.modules.get("numba"):
+        numba.set_num_threads(min(job["threads"], numba.config.NUMBA_NUM_THREADS))
+    try:
+        function = getattr(_load(Path(request["script"])), request["function"])
+        outcome |= {"ended": step.perform(function, job, "warm"), "failed": False}
+    except BaseException as error:  # a worker's thread survives whatever a step raises
+        outcome["is_broken"] = _breaks(error)
+        step.report(error)
+    finally:
+        send_logs(before)
+    return outcome | {"records": sender.records}
+
+
+def _is_first(claim: Path) -> bool:
+    """Tell whether this is a step's first try: the one that finds the file, and takes it.
+
+    A cluster that exists tries a task again whose worker died, and of a worker that dies at once
+    nobody hears that it had begun.
+    """
+    try:
+        claim.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+class _Sender(logging.Handler):
+    """Sends log records to the rule's process, in order, over the connection that Dask has."""
+
+    def __init__(self, worker, topic: str):
+        super().__init__()
+        self.records = 0
+        self._worker, self._topic = worker, topic
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.exc_text
+        if record.exc_info and not text:
+            text = _formatter.formatException(record.exc_info)
+        about = {key: getattr(record, key) for key in ("name", "levelno", "levelname", "created")}
+        about |= {"msecs": record.msecs, "msg": record.getMessage(), "exc_text": text}
+        self.records += 1
+        self.send("record", about)
+
+    def send(self, kind: str, content: dict[str, Any]) -> None:
+        self._worker.log_event(self._topic, {"kind": kind, "content": content})
+
+
+def _is_wanted(worker, key: str) -> bool:
+    """Tell whether a rule's process still waits for a task: Dask drops it when its client goes."""
+    task = worker.state.tasks.get(key)
+    return task is not None and task.state in ("executing", "long-running")
+
+
+def _stop(worker, running: Future) -> None:
+    """Stop a step that nobody waits for: a Python function ends with its process alone."""
+    if running.cancel():  # it has not begun
+        return
+    if worker.nanny is None:
+        wait([running])  # nobody would start this worker again
+        return
+    print("the step's rule is gone: this worker ends, and another takes its place", file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _load(script: Path) -> ModuleType:
+    """Load a rule's script as a module, once as long as it stays the same.
+
+    It goes under a name that nothing imports, so that Dask sends its functions whole to other
+    workers, as it does with those of a rule's own process.
+    """
+    written = script.stat().st_mtime_ns
+    known = _scripts.get(script)
+    if known is None or known[0] != written:
+        spec = importlib.util.spec_from_file_location(f"scrna_step_{script.stem}", script)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        _scripts[script] = written, module
+    return _scripts[script][1]
+
+
+def _breaks(error: BaseException) -> bool:
+    """Tell whether an error leaves a process that cannot be trusted: CUDA's, or out of memory."""
+    return any(
+        isinstance(one, MemoryError) or "cuda" in f"{type(one).__module__} {one}".lower()
+        for one in _chain(error)
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+@contextmanager
+def freed_memory() -> Iterator[None]:
+    """Give back what a step leaves behind; a pool of memory on the GPU stays.
+
+    Of a step that fails, the arrays in the frames of its traceback go too.
+    """
+    try:
+        yield
+    except BaseException as error:
+        for one in _chain(error):
+            traceback.clear_frames(one.__traceback__)
+        raise
+    finally:
+        gc.collect()
+        if cupy := sys.modules.get("cupy"):
+            with suppress(Exception):  # a broken GPU raises here too; the step's own error tells
+                cupy.get_default_memory_pool().free_all_blocks()
+                cupy.get_default_pinned_memory_pool().free_all_blocks()
+                cupy.cuda.Device().synchronize()
+        with suppress(AttributeError, OSError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,234 @@
+"""Runs whose steps share a worker: the same results, and every way in which that may go wrong."""
+
+import ast
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from scrna import slots
+from scrna.watch import PID_VARIABLE, process_start
+
+WARM = "run: plain\nworker: warm"
+UMAP = "results/plain/pca/umap.h5"
+#: Has begun, and goes on.
+FOREVER = "open(f'{out}.begun', 'w').close(); import time; time.sleep(120)"
+
+
+def wait_until(holds: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.01)
+
+
+def processes_of(pid: int) -> list[int]:
+    """All that a Snakemake process started, and what these started, wherever they belong now."""
+    mark = f"{PID_VARIABLE}={pid}\0".encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            is_ours = mark in (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if is_ours and int(process.name) != pid and process_start(int(process.name)):
+            found.append(int(process.name))
+    return found
+
+
+def due_umap(done, tmp_path, line: str, name: str = "work"):
+    """The complete run, with a line put at the beginning of the step umap, so that it is due."""
+    workflow = done.at(tmp_path / name).clone(tmp_path / f"{name}-code").over(WARM)
+    script = workflow.code / "scripts/umap.py"
+    lines = script.read_text().splitlines()
+    function = next(
+        node for node in ast.parse("\n".join(lines)).body if getattr(node, "name", "") == "umap"
+    )
+    lines.insert(function.body[1].lineno - 1, f"    {line}")
+    script.write_text("\n".join(lines) + "\n")
+    return workflow
+
+
+def begun(workflow) -> Path:
+    return workflow.folder / f"{UMAP}.begun"
+
+
+def engine_log(workflow) -> str:
+    file = workflow.folder / ".snakemake/log/cluster.log"
+    return file.read_text() if file.exists() else ""
+
+
+@pytest.mark.slow
+def test_the_same_results_from_a_worker(done, tmp_path):
+    workflow = done.at(tmp_path / "work").over(WARM)
+    files = [workflow.folder / f"results/plain/{step}.h5" for step in ("qc", "normalize", "hvg")]
+    for file in files:
+        file.unlink()
+    with open(tmp_path / "output.txt", "w") as output:
+        process = workflow.start(
+            *map(str, (f.relative_to(workflow.folder) for f in files)), stdout=output, stderr=output
+        )
+        assert process.wait(timeout=120) == 0
+    wait_until(lambda: not processes_of(process.pid), 10)
+    for file in files:
+        before = done.folder / file.relative_to(workflow.folder)
+        assert slots.digest_of(file) == slots.digest_of(before)
+        assert slots.provenance_of(file)["worker"] == "warm"
+        assert slots.provenance_of(before)["worker"] == "own process"
+    shown = (tmp_path / "output.txt").read_text()
+    log = (workflow.folder / "logs/plain/qc.log").read_text()
+    assert re.search(r"^\[qc plain\] \d+ cells: median", shown, re.MULTILINE)
+    assert re.search(r"INFO qc done in [\d.]+ s on the CPU$", log, re.MULTILINE)
+    assert not list((workflow.folder / ".snakemake/scrna").iterdir())
+    assert workflow.due("results/plain/hvg.h5") == set()  # with or without: no reason to rerun
+    assert done.over("worker: none").due("results/plain/hvg.h5") == set()
+
+
+@pytest.mark.slow
+def test_no_worker_where_nothing_needs_one(done, tmp_path):
+    workflow = done.at(tmp_path / "work").over(WARM)
+    (workflow.folder / UMAP).unlink()
+    workflow.run(UMAP, options=("-n",))
+    workflow.run("results/plain/qc.h5")  # nothing to be done
+    (workflow.folder / "results/plain/filter.h5").unlink()
+    workflow.run("results/plain/filter.h5")  # a step on tables
+    assert engine_log(workflow) == ""
+    assert not (workflow.folder / ".snakemake/scrna").exists()
+
+
+@pytest.mark.slow
+def test_snakemake_killed_in_the_middle_of_a_step(done, tmp_path):
+    workflow = due_umap(done, tmp_path, FOREVER)
+    with open(tmp_path / "output.txt", "w") as output:
+        process = workflow.start(UMAP, stdout=output, stderr=output)
+        wait_until(begun(workflow).exists)
+        assert len(processes_of(process.pid)) >= 3  # the rule's, the engine, the worker
+        process.kill()
+        process.wait()
+    wait_until(lambda: not processes_of(process.pid), 10)
+    assert not list((workflow.folder / ".snakemake/scrna").iterdir())
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_middle_of_a_step(done, tmp_path):
+    workflow = due_umap(done, tmp_path, FOREVER)
+    with open(tmp_path / "output.txt", "w") as output:
+        process = workflow.start(UMAP, stdout=output, stderr=output)
+        wait_until(begun(workflow).exists)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=30) == 1
+    wait_until(lambda: not processes_of(process.pid), 10)
+    assert "[umap plain/pca] stopped by Ctrl-C" in (tmp_path / "output.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_step_that_kills_its_worker_fails_and_those_after_it_get_another(done, tmp_path):
+    workflow = due_umap(done, tmp_path, "import os; os._exit(137)")
+    workflow = workflow.over("datasets: {plain: {tsne: {perplexity: 20}}}")
+    output = workflow.run(fails=True)
+    assert "[umap plain/pca] the worker's process died while it ran this step" in output
+    tsne = workflow.folder / "results/plain/pca/tsne.h5"
+    assert slots.provenance_of(tsne)["parameters"]["perplexity"] == 20
+    assert slots.provenance_of(tsne)["worker"] == "warm"
+    assert workflow.due() == {"umap plain/pca", "final plain", "h5ad plain"}
+
+
+@pytest.mark.slow
+def test_a_step_that_raises_is_told_as_ever(done, tmp_path):
+    line = "raise UserError('too few cells')"
+    workflow = due_umap(done, tmp_path, f"from scrna.errors import UserError; {line}")
+    output = workflow.run(UMAP, fails=True)
+    assert "\n[umap plain/pca] too few cells\n" in output
+    log = (workflow.folder / "logs/plain/pca/umap.log").read_text()
+    assert re.search(r"scripts/umap.py\", line \d+, in umap\n", log)
+    assert f"    from scrna.errors import UserError; {line}\n" in log
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_in_two_folders(done, tmp_path):
+    line = "import time; from scrna.log import log; log.info('here'); time.sleep(1)"
+    workflows = [due_umap(done, tmp_path, line, name) for name in ("one", "two")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    runs = [workflow.start(UMAP, **pipes) for workflow in workflows]
+    for workflow, process in zip(workflows, runs, strict=True):
+        output = process.communicate(timeout=120)[0]
+        assert process.returncode == 0, output
+        assert output.count("[umap plain/pca] here\n") == 1
+        assert "Scheduler at:" in engine_log(workflow)
+    digests = {slots.digest_of(workflow.folder / UMAP) for workflow in workflows}
+    assert digests == {slots.digest_of(done.folder / UMAP)}
+
+
+@pytest.mark.slow
+def test_a_worker_for_jobs_elsewhere_is_refused(done, tmp_path):
+    workflow = due_umap(done, tmp_path, "pass  # due")
+    output = workflow.run(UMAP, options=("--executor", "slurm", "--jobs", "1"), fails=True)
+    assert "worker: warm is for steps on this machine" in output
+    assert engine_log(workflow) == ""
+
+
+@pytest.mark.slow
+def test_steps_go_to_a_cluster_that_exists(done, tmp_path):
+    workflow = due_umap(done, tmp_path, "pass  # due")
+    (tmp_path / "dask").mkdir()
+    file = tmp_path / "dask/scheduler.json"
+    attached = workflow.over(f"worker: none\ndask: {{scheduler: '{file}'}}")
+    variables = os.environ | {"NUMBA_DISABLE_JIT": "1"}  # as the run that made `done` had
+    place = {"cwd": tmp_path / "dask", "stderr": subprocess.DEVNULL, "env": variables}
+    common = ["--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", str(file)]
+    with ExitStack() as stack:
+        for program, more in (("scheduler", ["--port", "0"]), ("worker", ["--nthreads", "1"])):
+            if program == "worker":
+                refused = attached.run(UMAP, fails=True)
+                assert f"the cluster at {file}, dask.scheduler, has no worker" in refused
+                assert "UMAP" not in refused.partition("Execute")[2]
+            command = [sys.executable, "-m", f"distributed.cli.dask_{program}", *common, *more]
+            process = stack.enter_context(subprocess.Popen(command, **place))
+            stack.callback(process.terminate)
+            wait_until(file.exists)
+        wait_until(lambda: worker_is_there(file))
+        output = attached.run(UMAP)
+    assert f"worker: 1 of the cluster at {file}" in output
+    assert slots.provenance_of(workflow.folder / UMAP)["worker"] == "warm"
+    assert slots.digest_of(workflow.folder / UMAP) == slots.digest_of(done.folder / UMAP)
+    assert engine_log(workflow) == ""
+    shutil.rmtree(tmp_path / "dask")
+    assert "cannot be reached within 10 s" in attached.over("seed: 1").run(UMAP, fails=True)
+
+
+def worker_is_there(file: Path) -> bool:
+    from distributed import Client
+
+    with Client(scheduler_file=str(file), set_as_default=False) as client:
+        return bool(client.scheduler_info()["workers"])
+
+
+SHOW = """
+configfile: "own.yaml"
+rule all:
+    output: "x"
+    shell: "echo worker is {config[worker]} > {output}"
+"""
+
+
+@pytest.mark.parametrize("profile", ["spark", "workstation"])
+@pytest.mark.parametrize(
+    ("more", "worker"),
+    [([], "warm"), (["--configfile", "user.yaml"], "warm"), (["--config", "seed=1"], "none")],
+)
+def test_a_profile_with_gpus_asks_for_the_worker(code, tmp_path, profile, more, worker):
+    """Its config stands above files; --config on the command line replaces it."""
+    (tmp_path / "Snakefile").write_text(SHOW)
+    (tmp_path / "own.yaml").write_text("worker: none\n")
+    (tmp_path / "user.yaml").write_text("run: toy\n")
+    command = [sys.executable, "-m", "snakemake", "--profile", code / f"profiles/{profile}"]
+    subprocess.run([*command, *more], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    assert (tmp_path / "x").read_text() == f"worker is {worker}\n"
