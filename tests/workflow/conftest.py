@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = Path(__file__).parent / "configs"
 #: What the shared run does for the dataset `plain`, beside what it does for `toy`.
 FEATURES = ["seurat_v3", "scaled", "tsne", "resolutions", "labels", "h5ad"]
-CODE = ["Snakefile", "rules", "scripts", "config", "profiles", "envs", "cpu", "spark"]
+CODE = ["Snakefile", "rules", "scripts", "config", "profiles", "envs"]
+CODE += ["cpu", "slurm", "spark", "workstation"]
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,15 @@ class Workflow:
         Config files, each laid over those before it.
     output
         What the run that made the folder printed.
+    profile
+        The one to run with.
     """
 
     code: Path
     folder: Path
     config: tuple[Path, ...] = ()
     output: str = ""
+    profile: str = "cpu"
 
     def over(self, *settings: str) -> "Workflow":
         """Lay settings over the config: a file of `configs`, or YAML as text."""
@@ -58,12 +62,18 @@ class Workflow:
         command = [sys.executable, "-m", "snakemake", *self._arguments(*options), "--", *targets]
         return subprocess.Popen(command, env=environment(), text=True, process_group=0, **popen)
 
-    def run(self, *targets: str, options: tuple[str, ...] = (), fails: bool = False) -> str:
+    def run(
+        self,
+        *targets: str,
+        options: tuple[str, ...] = (),
+        fails: bool = False,
+        timeout: float = 180,
+    ) -> str:
         """Run Snakemake to its end; return what it printed."""
         process = self.start(
             *targets, options=options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        output = process.communicate(timeout=180)[0]
+        output = process.communicate(timeout=timeout)[0]
         assert process.returncode == int(fails), output
         return output
 
@@ -88,7 +98,7 @@ class Workflow:
 
     def _arguments(self, *options: str) -> list[str]:
         options += ("--snakefile", f"{self.code}/Snakefile", "--directory", str(self.folder))
-        options += ("--profile", f"{self.code}/profiles/cpu")
+        options += ("--profile", f"{self.code}/profiles/{self.profile}")
         if self.config:
             options += ("--configfile", *map(str, self.config))
         return list(options)
