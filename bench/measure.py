@@ -1,8 +1,9 @@
 """Tell what the rules of a finished run took: python bench/measure.py DATASET [DATASET ...].
 
-Prints a Markdown table for each dataset, from the benchmark files (wall seconds of the process),
-the logs (seconds to import) and the provenance in the step files (seconds of the step itself, the
-most memory held on the GPU, the device), and whether any two GPU steps overlapped in time.
+Prints a Markdown table for each dataset, from the benchmark files (wall seconds of the process, the
+most device memory in use), the logs (seconds to import) and the provenance in the step files
+(seconds of the step itself, in memory or in blocks, in a warm worker or not, the most that was
+allocated on the GPU, the device), and whether any two GPU steps overlapped in time.
 """
 
 import csv
@@ -30,8 +31,25 @@ def rows(dataset: str) -> list[dict]:
         if not result.exists():  # a step before the filter lies a level up
             result = Path("results", dataset, *([rule.name] * 2)).with_suffix(".h5")
         record = slots.provenance_of(result) if result.exists() else _summary(dataset, rule)
-        found.append({"rule": str(rule), "wall": wall, "imported": imported, **record})
+        row = {"rule": str(rule), "wall": wall, "imported": imported, **record}
+        if (memory := benchmark.with_suffix(".memory.json")).exists():
+            row["in_use_bytes"] = json.loads(memory.read_text())["peak_bytes"]
+        found.append(row)
     return found
+
+
+def how(row: dict) -> str:
+    """Say how a step ran: in memory or in blocks, and whether in a warm worker."""
+    execution = row.get("execution")
+    mode = execution.get("mode") if isinstance(execution, dict) else execution
+    said = [mode] if mode else []
+    said += ["warm"] if row.get("worker") == "warm" else []
+    return ", ".join(said) or "-"
+
+
+def gigabytes(n_bytes: int | None) -> str:
+    """Write bytes as GB."""
+    return f"{n_bytes / 1e9:.2f}" if n_bytes else "-"
 
 
 def _summary(dataset: str, rule: Path) -> dict:
@@ -63,17 +81,20 @@ def main() -> None:
         found = sorted(rows(dataset), key=lambda row: row.get("started", ""))
         everything += found
         print(f"\n**{dataset}**\n")
-        print("| rule | device | wall s | of it import s | step s | peak GPU GB |")
-        print("|---|---|---|---|---|---|")
+        print(
+            "| rule | device | how | wall s | of it import s | step s | peak GPU GB | in use GB |"
+        )
+        print("|---|---|---|---|---|---|---|---|")
         for row in found:
-            peak = row.get("gpu_peak_bytes")
             cells = (
                 row["rule"],
                 row.get("device", "CPU"),
+                how(row),
                 f"{row['wall']:.1f}",
                 row["imported"][0] if row["imported"] else "-",
                 f"{row['seconds']:.1f}" if "seconds" in row else "-",
-                f"{peak / 1e9:.2f}" if peak else "-",
+                gigabytes(row.get("gpu_peak_bytes")),
+                gigabytes(row.get("in_use_bytes")),
             )
             print("|", " | ".join(cells), "|")
         print(f"\nSum of the rules: {sum(row['wall'] for row in found):.1f} s")
