@@ -107,6 +107,8 @@ def settings(step):
             section["batch_key"] = next(iter(checks.batch_keys(dataset)), None)
         if step == "harmony":
             section["batch_key"] = checks.batch_keys(dataset)
+        if step == "final":
+            section["annotations"] = checks.annotations(dataset)
         if step == "trajectory":
             section["label_key"] = dataset["label_key"]
         if step == "tsne" and dataset["tsne"]["enabled"] is True:

@@ -5,7 +5,8 @@
 have the names that scanpy's plots look for. Where there are two representations the plain names
 (``X_umap``, ``leiden``, ``neighbors``) are those after integration, and the ones before it end in
 ``_pca`` (``X_umap_pca``, ``leiden_pca``, ``neighbors_pca``). ``uns["provenance"]`` tells how each
-step came to its result, as JSON by step.
+step came to its result, as JSON by step. The names that ``annotations`` give to clusters become
+``obs/cell_type``.
 
 Settings: section ``final``. Inputs: ``counts.zarr`` and all step files. Output: ``final.zarr``.
 """
@@ -20,6 +21,7 @@ import numpy as np
 
 from scrna import slots
 from scrna.counts import Block, Counts, in_order, kept, log_normalize, row_ranges
+from scrna.errors import UserError
 from scrna.log import log
 from scrna.names import is_clustering
 from scrna.progress import Progress
@@ -43,6 +45,7 @@ def final(
     *,
     X: bool,
     counts_layer: bool,
+    annotations: dict[str, dict[str, str]] | None = None,
 ) -> None:
     """Gather all steps into one AnnData.
 
@@ -58,6 +61,14 @@ def final(
         Whether X holds the log-normalised values.
     counts_layer
         Whether ``layers["counts"]`` holds the counts.
+    annotations
+        Clustering → cluster → name, which become obs cell_type; a column of that name in the source
+        becomes ``cell_type_source``.
+
+    Raises
+    ------
+    UserError
+        If there is no such clustering or cluster.
     """
     from anndata.io import write_elem
 
@@ -70,6 +81,8 @@ def final(
             log.warning("%s of the source is replaced: %s", slot, ", ".join(replaced))
         for name, values in parts[slot].items():
             table[name] = values
+    for clustering, names in (annotations or {}).items():
+        obs = annotated(obs, clustering, names)
     if X:
         parts["uns"]["log1p"] = {}
     parts["uns"]["provenance"]["convert"] = json.dumps(store.summary)
@@ -87,6 +100,51 @@ def final(
         ", ".join(obs),
         ", ".join(parts["obsm"]),
     )
+
+
+def annotated(obs, clustering: str, names: dict[str, str]):
+    """Name the clusters of a clustering, in a column ``cell_type``.
+
+    Parameters
+    ----------
+    obs
+        Table of the cells.
+    clustering
+        Its column.
+    names
+        Cluster → name; several clusters may have one name.
+
+    Returns
+    -------
+    The table with ``cell_type``, categories in the clusters' order. A cluster without a name is
+    called by its clustering and number: ``leiden 7``.
+
+    Raises
+    ------
+    UserError
+        If there is no such column or cluster.
+    """
+    import pandas as pd
+
+    if clustering not in obs:
+        there = [name for name in obs if is_clustering(name.removesuffix("_pca"))]
+        msg = f"annotations name {clustering}, which there is not; there are {', '.join(there)}"
+        raise UserError(msg)
+    clusters = obs[clustering].cat
+    if unknown := sorted(set(names) - set(clusters.categories)):
+        msg = (
+            f"annotations.{clustering} names {', '.join(unknown)}, which {clustering} does not "
+            f"have; there are {', '.join(clusters.categories)}"
+        )
+        raise UserError(msg)
+    called = [names.get(cluster, f"{clustering} {cluster}") for cluster in clusters.categories]
+    types = list(dict.fromkeys(called))
+    codes = pd.Index(types).get_indexer(called)[clusters.codes]
+    if "cell_type" in obs:
+        log.info("the source's cell_type is kept as cell_type_source")
+        obs = obs.rename(columns={"cell_type": "cell_type_source"})
+    log.info("%d clusters of %s are %d cell types", len(called), clustering, len(types))
+    return obs.assign(cell_type=pd.Categorical.from_codes(codes, types))
 
 
 def gather(steps: list[Path], cells: np.ndarray, genes: np.ndarray) -> dict[str, dict[str, Any]]:

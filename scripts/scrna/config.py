@@ -182,6 +182,14 @@ def batch_keys(dataset: Mapping[str, Any]) -> list[str]:
     return [keys] if isinstance(keys, str) else list(keys)
 
 
+def annotations(dataset: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Give a dataset's names for clusters; YAML reads a cluster's number as one, without quotes."""
+    return {
+        clustering: {str(cluster): name for cluster, name in names.items()}
+        for clustering, names in dataset["annotations"].items()
+    }
+
+
 class Source(NamedTuple):
     """Where a dataset's counts come from: a URL to download, and the files that hold them."""
 

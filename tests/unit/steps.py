@@ -31,7 +31,7 @@ from scrna.store import CSRWriter, new_store, write_tables
 
 CPU = {"backend": "cpu"}
 SEEDED = CPU | {"seed": 0}
-MORE = "backend seed threads batch_key label_key execution".split()
+MORE = "backend seed threads batch_key label_key execution annotations".split()
 
 
 @cache

@@ -5,6 +5,7 @@ import os
 import pytest
 import yaml
 
+from scrna import config as checks
 from scrna.config import Source, check, check_columns, complete, pick_run, required_obs, sources
 from scrna.errors import UserError
 
@@ -500,3 +501,19 @@ def test_another_folder_is_refused(tmp_path):
     (tmp_path / "matrix.mtx").touch()
     with pytest.raises(UserError, match=r"found \S+/matrix\.mtx$"):
         source_of(source=str(tmp_path))
+
+
+def test_names_for_clusters():
+    text = "leiden: {0: B cells, '1': T cells}"
+    given = {"datasets": {"d": {"source": "x", "annotations": yaml.safe_load(text)}}, "run": "d"}
+    found = checks.annotations(complete(given)["datasets"]["d"])
+    assert found == {"leiden": {"0": "B cells", "1": "T cells"}}
+    assert checks.annotations(complete({**given, "datasets": {"d": {}}})["datasets"]["d"]) == {}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"cell_line": {"0": "B"}}, {"leiden": {"0": 3}}, {"leiden": {}}, {"leiden": "B"}]
+)
+def test_names_for_clusters_that_are_none(wrong):
+    with pytest.raises(UserError, match=r"datasets\.d\.annotations"):
+        complete({"datasets": {"d": {"source": "x", "annotations": wrong}}, "run": "d"})

@@ -9,6 +9,8 @@ import yaml
 from docs import rulegraph
 from scrna import config
 
+pytest_plugins = ["tests.unit.fixtures"]
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
@@ -35,3 +37,27 @@ def test_settings_that_the_readme_names_exist(name):
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!http)([^)#]+)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_every_line_of_the_example_runs(demo, tmp_path, monkeypatch, capsys):
+    """docs/explore.md, from the result to three answers."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    results = tmp_path / "results/demo"
+    results.mkdir(parents=True)
+    demo.final().rename(results / "final.zarr")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/explore.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(blocks) == 4
+    scope = {}
+    for block in blocks:
+        exec(block, scope)
+    said = capsys.readouterr().out
+    assert "MARK1-" in said
+    shares = scope["shares"]
+    assert shares.shape[1] == 3
+    assert (abs(shares.sum() - 1) < 1e-9).all()
+    assert scope["part"].n_obs == scope["adata"].obs["leiden"].value_counts().iloc[0]
+    mpl.pyplot.close("all")

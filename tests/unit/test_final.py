@@ -13,6 +13,7 @@ from scipy.sparse import csr_matrix
 
 from scripts.final import final, final_name, renamed
 from scrna import slots
+from scrna.errors import UserError
 from tests.unit.steps import settings, store, write_pca
 
 pytest_plugins = ["tests.unit.fixtures"]
@@ -317,3 +318,32 @@ def test_nothing_is_left_of_a_failure(demo, tmp_path):
             **settings("final"),
         )  # fmt: skip
     assert not list(tmp_path.glob("*final.zarr*"))
+
+
+# ------------------------------------------------------------------------------- named clusters
+
+
+def test_annotations_become_cell_types(demo, whole):
+    clusters = list(whole.obs["leiden"].cat.categories)
+    names = {"leiden": {clusters[0]: "B cells", clusters[2]: "B cells", clusters[1]: "T cells"}}
+    found = ad.read_zarr(demo.final("named.zarr", few(demo), annotations=names))
+    own = found.obs["leiden"].astype(str)
+    expected = own.map(names["leiden"]).fillna("leiden " + own)
+    assert found.obs["cell_type"].astype(str).tolist() == expected.tolist()
+    assert list(found.obs["cell_type"].cat.categories)[:2] == ["B cells", "T cells"]
+    pd.testing.assert_series_equal(
+        found.obs["cell_type_source"], whole.obs["cell_type"], check_names=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        ({"leiden": {"0": "B", "99": "T"}}, "annotations.leiden names 99, which leiden does not"),
+        ({"leiden_0.9": {"0": "B"}}, "annotations name leiden_0.9, which there is not; there are"),
+    ],
+)
+def test_annotations_of_what_is_not_there_are_refused(demo, annotations, message):
+    with pytest.raises(UserError, match=message):
+        demo.final("wrong.zarr", few(demo), annotations=annotations)
+    assert not (demo.folder / "wrong.zarr").exists()
