@@ -36,3 +36,7 @@ onstart:
 
 onsuccess:
     end_run()
+
+
+onerror:
+    end_run(log)

@@ -6,8 +6,6 @@ most device memory in use), the logs (seconds to import) and the provenance in t
 allocated on the GPU, the device), and whether any two GPU steps overlapped in time.
 """
 
-import csv
-import json
 import re
 import sys
 from datetime import datetime, timedelta
@@ -15,26 +13,19 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
-from scrna import slots
+from scrna.usage import usage_of
 
 
 def rows(dataset: str) -> list[dict]:
     """Collect the figures of each rule of a dataset that ran."""
     found = []
     for benchmark in sorted(Path("benchmarks", dataset).rglob("*.tsv")):
-        with benchmark.open() as file:
-            wall = float(next(csv.DictReader(file, delimiter="\t"))["s"])
         rule = benchmark.relative_to(Path("benchmarks", dataset)).with_suffix("")
+        usage = usage_of(benchmark, str(rule))
         log = Path("logs", dataset, rule).with_suffix(".log").read_text()
         imported = re.findall(r"imported in ([\d.]+) s", log)
-        result = Path("results", dataset, rule).with_suffix(".h5")
-        if not result.exists():  # a step before the filter lies a level up
-            result = Path("results", dataset, *([rule.name] * 2)).with_suffix(".h5")
-        record = slots.provenance_of(result) if result.exists() else _summary(dataset, rule)
-        row = {"rule": str(rule), "wall": wall, "imported": imported, **record}
-        if (memory := benchmark.with_suffix(".memory.json")).exists():
-            row["in_use_bytes"] = json.loads(memory.read_text())["peak_bytes"]
-        found.append(row)
+        row = {"rule": usage.label, "wall": usage.seconds, "imported": imported}
+        found.append(row | usage.provenance | {"in_use_bytes": usage.gpu_bytes})
     return found
 
 
@@ -50,12 +41,6 @@ def how(row: dict) -> str:
 def gigabytes(n_bytes: int | None) -> str:
     """Write bytes as GB."""
     return f"{n_bytes / 1e9:.2f}" if n_bytes else "-"
-
-
-def _summary(dataset: str, rule: Path) -> dict:
-    if rule.name != "convert":
-        return {}
-    return json.loads(Path("results", dataset, "counts.json").read_text())["provenance"]
 
 
 def overlaps(found: list[dict]) -> list[tuple[str, str]]:

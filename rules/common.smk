@@ -3,6 +3,8 @@
 import os
 import re
 import sys
+import time
+from pathlib import Path
 
 SCRIPTS = f"{workflow.basedir}/scripts"
 if SCRIPTS not in sys.path:
@@ -14,7 +16,7 @@ from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
 
 from scrna import config as checks
-from scrna import execution, machine
+from scrna import execution, feedback, machine
 from scrna.code import code_digest
 from scrna.decisions import decided
 from scrna.errors import UserError
@@ -83,7 +85,7 @@ THREADS = max(1, CORES // 2) if workflow.is_main_process else CORES
 # What a step's settings hold beside its section of the config.
 USES_BACKEND = "qc normalize hvg pca harmony neighbors leiden louvain umap tsne".split()
 USES_BACKEND += ["markers", "trajectory"]
-USES_SEED = "simulate pca harmony neighbors umap tsne leiden louvain trajectory".split()
+USES_SEED = "simulate pca harmony neighbors umap tsne leiden louvain trajectory integration".split()
 
 
 wildcard_constraints:
@@ -105,11 +107,17 @@ def settings(step):
             section["seed"] = config["seed"]
         if step == "hvg" and section["batch_key"] == "auto":
             section["batch_key"] = next(iter(checks.batch_keys(dataset)), None)
-        if step == "harmony":
+        if step == "integration":
+            section["label_key"] = dataset["label_key"]
+            section["n_pcs"] = dataset["neighbors"]["n_pcs"]
+        if step in ("harmony", "integration"):
             section["batch_key"] = checks.batch_keys(dataset)
         if step == "final":
             section["annotations"] = checks.annotations(dataset)
         if step == "trajectory":
+            section["label_key"] = dataset["label_key"]
+        if step == "figures":
+            section["batch_key"] = checks.batch_keys(dataset)
             section["label_key"] = dataset["label_key"]
         if step == "tsne" and dataset["tsne"]["enabled"] is True:
             section["max_cells"] = None  # asked for, however many they are
@@ -204,13 +212,26 @@ def step_files(wildcards):
     files = ["qc.h5", "hvg.h5"] + [
         f"{rep}/{step}.h5" for rep in reps for step in [rep, *steps]
     ]
+    if len(reps) > 1 and dataset["integration"]["enabled"]:
+        files.append("integration.h5")
     return [f"results/{wildcards.dataset}/{file}" for file in files]
+
+
+def figure_files(wildcards):
+    """The step files of a dataset's representations that pictures are drawn from."""
+    shown = "pca umap tsne leiden trajectory".split()
+    files = map(Path, step_files(wildcards))
+    return [str(f) for f in files if f.parent.name in REPS and f.stem in shown]
 
 
 def targets(wildcards):
     """What a run makes."""
     objects = [f"results/{name}/final.zarr" for name in DATASETS]
     wanted = [name for name, dataset in DATASETS.items() if dataset["final"]["h5ad"]]
+    drawn = [
+        name for name, dataset in DATASETS.items() if dataset["figures"]["enabled"]
+    ]
+    objects += [f"results/{name}/figures" for name in drawn]
     return objects + [f"results/{name}/final.h5ad" for name in wanted]
 
 
@@ -223,7 +244,8 @@ def begin_run():
     """Keep a second run out of this working directory; the kernel lets go when this one ends.
     Then start the worker that GPU steps run in, or look at the cluster that is there for them.
     """
-    global run_lock, engine
+    global run_lock, engine, begun
+    begun = time.time()
     try:
         run_lock = directory_lock(os.getcwd())
         if SCHEDULER:
@@ -251,11 +273,43 @@ def steps_for_worker():
     return due
 
 
-def end_run():
-    """Say where the results lie."""
+def end_run(logs=None):
+    """Say what failed and what to do (where Snakemake gives the logs of a run that failed), what the
+    steps took, and where the results lie.
+    """
+    finished = steps_among(workflow.dag.finished_jobs)
+    if logs is not None:
+        failed = getattr(workflow.scheduler, "failed", [])
+        left = [job for job in workflow.dag.needrun_jobs() if job not in failed]
+        text = "".join(Path(log).read_text(errors="replace") for log in logs)
+        said = feedback.failure_lines(
+            steps_among(failed), steps_among(left), text, since=begun - 2
+        )
+        if said:
+            logger.error("\n".join(said))
+    if not workflow.touch and (lines := feedback.usage_lines(finished)):
+        logger.info("\n".join(["", *lines, ""]))
+    done = {step.label for step in finished}
     for name in DATASETS:
         folder = f"results/{name}"
-        if os.path.exists(f"{folder}/final.zarr"):  # a run may have been asked for less
+        is_new = logs is None or f"final {name}" in done
+        # a run may have been asked for less
+        if is_new and os.path.exists(f"{folder}/final.zarr"):
             logger.info(
                 f"{name}: {folder}/final.zarr (anndata.read_zarr), {folder}/*/markers.csv"
             )
+
+
+def steps_among(jobs):
+    """What the end of a run tells of jobs, the target rule apart."""
+    found = []
+    for job in [one for job in jobs for one in (job.jobs if job.is_group() else [job])]:
+        name = job.rule.name
+        label = f"{name} {'/'.join(map(str, job.wildcards))}".strip()
+        files = [
+            Path(file) if file else None
+            for file in (next(iter(job.log), None), job.benchmark)
+        ]
+        if name != "all":
+            found.append(feedback.Job(name, label, *files))
+    return found

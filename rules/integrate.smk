@@ -1,4 +1,4 @@
-"""Representations of the cells: principal components, and these integrated over batches."""
+"""Representations of the cells: principal components, these integrated over batches, and how well."""
 
 
 rule pca:
@@ -54,3 +54,31 @@ rule harmony:
         "{wildcards.dataset}: integrate the batches with Harmony"
     script:
         "../scripts/harmony.py"
+
+
+rule integration:
+    input:
+        counts=rules.convert.output.counts,
+        filtered=rules.filter.output.out,
+        pca=rules.pca.output.out,
+        harmony=rules.harmony.output.out,
+        leiden=expand("results/{{dataset}}/{rep}/leiden.h5", rep=REPS),
+    output:
+        out="results/{dataset}/integration.h5",
+        table="results/{dataset}/integration.csv",
+    log:
+        "logs/{dataset}/integration.log",
+    benchmark:
+        "benchmarks/{dataset}/integration.tsv"
+    conda:
+        environment
+    threads: THREADS
+    resources:
+        mem_mb=memory("integration"),
+    params:
+        settings=settings("integration"),
+        code=code("integration"),
+    message:
+        "{wildcards.dataset}: how well the integration did"
+    script:
+        "../scripts/integration.py"

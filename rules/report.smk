@@ -47,3 +47,31 @@ rule h5ad:
         "{wildcards.dataset}: the AnnData as h5ad"
     script:
         "../scripts/h5ad.py"
+
+
+rule figures:
+    input:
+        counts=rules.convert.output.counts,
+        qc=rules.qc.output.out,
+        filtered=rules.filter.output.out,
+        table=rules.filter.output.table,
+        hvg=rules.hvg.output.out,
+        steps=figure_files,
+    output:
+        out=directory("results/{dataset}/figures"),
+    log:
+        "logs/{dataset}/figures.log",
+    benchmark:
+        "benchmarks/{dataset}/figures.tsv"
+    conda:
+        environment
+    threads: 1
+    resources:
+        mem_mb=memory("figures"),
+    params:
+        settings=settings("figures"),
+        code=code("figures"),
+    message:
+        "{wildcards.dataset}: pictures"
+    script:
+        "../scripts/figures.py"

@@ -91,11 +91,11 @@ def filter_cells(
             "var/n_cells_kept": n_cells,
         },
     )
-    log.info("%d of %d cells stay\n%s", n_kept, len(keep), as_text(rows))
+    log.info("%s of %s cells stay\n%s", f"{n_kept:,}", f"{len(keep):,}", as_text(rows))
     log.info(
-        "%d of %d genes stay: in at least %s cells",
-        keep_genes.sum(),
-        len(keep_genes),
+        "%s of %s genes stay: in at least %s cells",
+        f"{keep_genes.sum():,}",
+        f"{len(keep_genes):,}",
         min_cells or 0,
     )
 

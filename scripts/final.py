@@ -93,10 +93,10 @@ def final(
         for slot in ("obsm", "varm", "obsp", "uns"):
             write_elem(root, slot, parts[slot])
     log.info(
-        "%s: %d cells × %d genes, %.0f MB; obs %s; obsm %s",
+        "%s: %s cells × %s genes, %s MB; obs %s; obsm %s",
         out,
-        *map(len, (obs, var)),
-        bytes_on_disk(out) / 1e6,
+        *(f"{len(each):,}" for each in (obs, var)),
+        f"{bytes_on_disk(out) / 1e6:,.0f}",
         ", ".join(obs),
         ", ".join(parts["obsm"]),
     )

@@ -37,7 +37,7 @@ def h5ad(store: Path, out: Path) -> None:
                 write_elem(file, slot, layers)
             else:
                 write_elem(file, slot, read_elem(group[slot]))
-    log.info("%s: %.0f MB", out, out.stat().st_size / 1e6)
+    log.info("%s: %s MB", out, f"{out.stat().st_size / 1e6:,.0f}")
 
 
 if __name__ == "__main__":

@@ -110,8 +110,8 @@ def harmony(
     slots.write(out, {"obsm/X_pca_harmony": after})
     moved = np.linalg.norm(after - before, axis=1) / np.linalg.norm(before, axis=1)
     log.info(
-        "%d cells, moved by %.0f %% of their distance from the centre (median)",
-        len(after),
+        "%s cells, moved by %.0f %% of their distance from the centre (median)",
+        f"{len(after):,}",
         100 * np.median(moved),
     )
 
@@ -148,7 +148,7 @@ def complete_batches(batches, missing_batch: str):
         batches[name] = labels.astype("category")
         if missing.any():
             log.warning(
-                "%d cells have no %s: they are the batch 'missing'", int(missing.sum()), name
+                "%s cells have no %s: they are the batch 'missing'", f"{missing.sum():,}", name
             )
     return batches
 
@@ -161,11 +161,11 @@ def in_large_batches(batches, min_batch_cells: int) -> np.ndarray:
         small = sizes[(sizes < min_batch_cells) & (sizes > 0)]
         if len(small):
             log.warning(
-                "%s: %s have under %d cells; their %d cells keep their uncorrected coordinates",
+                "%s: %s have under %d cells; their %s cells keep their uncorrected coordinates",
                 name,
                 ", ".join(map(str, small.index[:10])),
                 min_batch_cells,
-                small.sum(),
+                f"{small.sum():,}",
             )
             large &= ~batches[name].isin(small.index).to_numpy()
     return large

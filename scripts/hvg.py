@@ -74,7 +74,9 @@ def hvg(
     n_top = min(n_top_genes, n_genes)
     if n_top < n_top_genes:
         log.warning(
-            "n_top_genes is %d, but %d genes passed the filter: all are taken", n_top_genes, n_genes
+            "n_top_genes is %s, but %s genes passed the filter: all are taken",
+            f"{n_top_genes:,}",
+            f"{n_genes:,}",
         )
     own = {
         "seurat": {"n_bins": n_bins},
@@ -98,7 +100,8 @@ def hvg(
         )
     columns = {f"var/{name}": var[name].to_numpy() for name in var}
     slots.write(out, columns | {"uns/hvg": {"flavor": flavor}})
-    log.info("%d of %d genes are highly variable", np.sum(columns["var/highly_variable"]), n_genes)
+    n_chosen = np.sum(columns["var/highly_variable"])
+    log.info("%s of %s genes are highly variable", f"{n_chosen:,}", f"{n_genes:,}")
 
 
 def rank_genes(
@@ -204,8 +207,8 @@ def in_batches(adata, batches: np.ndarray, batch_key: str):
         return adata, None
     if not large.all():
         log.warning(
-            "genes are ranked without %d cells: their %s is missing or has under %d cells",
-            (~large).sum(),
+            "genes are ranked without %s cells: their %s is missing or has under %d cells",
+            f"{(~large).sum():,}",
             batch_key,
             FEWEST_CELLS,
         )

@@ -133,7 +133,7 @@ def markers(
     _write(out, table, ranked, found)
     for group in found["group"].unique()[:60]:
         top = found.loc[found["group"] == group, "names"].head(5)
-        log.info("%s %s: %s", groupby, group, ", ".join(top))
+        log.info("markers of %s %s: %s", groupby, group, ", ".join(top))
 
 
 def genes_at_once(n_groups: int, n_genes: int, backend: str) -> int:

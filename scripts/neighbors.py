@@ -92,10 +92,10 @@ def neighbors(
         found = recall(array, adata.obsp["distances"], n_neighbors, metric, backend, seed)
         note("recall", {"algorithm": search or "pynndescent", "recall": round(found, 4)})
         log.info(
-            "%s found %.1f %% of the true neighbors of %d cells",
+            "%s found %.1f %% of the true neighbors of %s cells",
             search or "pynndescent",
             100 * found,
-            min(SAMPLE, len(array)),
+            f"{min(SAMPLE, len(array)):,}",
         )
         if found >= min_recall:
             break
@@ -116,11 +116,11 @@ def neighbors(
         },
     )
     log.info(
-        "%d cells in %d components of %s: %d edges, %.1f a cell",
-        len(array),
+        "%s cells joined to those like them in %d components of %s: %s edges, %.1f a cell",
+        f"{len(array):,}",
         array.shape[1],
         key,
-        graph.nnz // 2,
+        f"{graph.nnz // 2:,}",
         np.diff(graph.indptr).mean(),
     )
 

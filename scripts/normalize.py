@@ -51,13 +51,15 @@ def normalize(
         raise UserError(msg)
     target = float(np.median(totals[totals > 0]) if target_sum == "median" else target_sum)
     if empty := int((totals == 0).sum()):
-        log.warning("%d cells have no count in the genes that stay; their values are 0", empty)
+        log.warning(
+            "%s cells have no count in the genes that stay; their values are 0", f"{empty:,}"
+        )
     size_factor = np.where(totals == 0, 1, totals) / target
     slots.write(out, {"obs/size_factor": size_factor, "uns/target_sum": np.array(target)})
     log.info(
-        "%d cells brought to %g counts; size factors from %.3g to %.3g",
-        len(totals),
-        target,
+        "%s cells brought to %s counts each; they had %.3g to %.3g times as many",
+        f"{len(totals):,}",
+        f"{target:,.0f}",
         size_factor.min(),
         size_factor.max(),
     )

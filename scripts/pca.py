@@ -128,9 +128,9 @@ def pca(
         },
     )
     log.info(
-        "%d components of %d cells × %d genes explain %.1f %% of the variance",
+        "%d components of %s cells × %s genes explain %.1f %% of the variance",
         len(variance["variance"]),
-        *adata.shape,
+        *(f"{n:,}" for n in adata.shape),
         100 * variance["variance_ratio"].sum(),
     )
 
@@ -152,10 +152,10 @@ def possible_components(n_comps: int, n_cells: int, n_genes: int) -> int:
         raise UserError(msg)
     if n_comps > most:
         log.warning(
-            "n_comps is %d, but %d cells × %d genes have %d components: these are computed",
+            "n_comps is %d, but %s cells × %s genes have %d components: these are computed",
             n_comps,
-            n_cells,
-            n_genes,
+            f"{n_cells:,}",
+            f"{n_genes:,}",
             most,
         )
     return min(n_comps, most)

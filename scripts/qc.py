@@ -65,10 +65,10 @@ def qc(
     }
     if not families["mt"].any():
         log.warning(
-            "no mitochondrial gene: %s matches none of the %d symbols (var column %s; e.g. %s); "
+            "no mitochondrial gene: %s matches none of the %s symbols (var column %s; e.g. %s); "
             "pct_counts_mt is 0 everywhere",
             mt,
-            len(symbols),
+            f"{len(symbols):,}",
             store.summary["gene_symbols"],
             ", ".join(symbols[:3]),
         )
@@ -90,10 +90,10 @@ def qc(
         | {f"var/{name}": values for name, values in var.items()},
     )
     log.info(
-        "%d cells: median %d counts, %d genes, %.1f %% mitochondrial (%d such genes)",
-        store.shape[0],
-        np.median(obs["total_counts"]),
-        np.median(obs["n_genes_by_counts"]),
+        "%s cells: median %s counts, %s genes, %.1f %% mitochondrial (%d such genes)",
+        f"{store.shape[0]:,}",
+        f"{np.median(obs['total_counts']):,.0f}",
+        f"{np.median(obs['n_genes_by_counts']):,.0f}",
         np.nanmedian(obs["pct_counts_mt"]) if sums["total_counts"].any() else 0,
         families["mt"].sum(),
     )

@@ -83,10 +83,10 @@ def trajectory(
     pieces, piece_of = connected_components(adata.obsp["connectivities"], directed=False)
     if pieces > 1:
         log.warning(
-            "the neighbor graph has %d separate pieces, the largest of %d cells; pseudotime spans "
+            "the neighbor graph has %s separate pieces, the largest of %s cells; pseudotime spans "
             "the root's alone. More neighbors.n_neighbors may join them",
-            pieces,
-            np.bincount(piece_of).max(),
+            f"{pieces:,}",
+            f"{np.bincount(piece_of).max():,}",
         )
     decide("trajectory", backend=backend, n_obs=adata.n_obs, n_comps=n_comps)
     diffusion_map(adata, n_comps, backend, seed)
@@ -97,7 +97,7 @@ def trajectory(
         "uns/leiden_sizes": adata.obs["leiden"].value_counts(sort=False).to_numpy(),
     }
     log.info(
-        "diffusion map of %d components, PAGA over %d clusters",
+        "diffusion map of %d components, how %d clusters are connected (PAGA)",
         adata.obsm["X_diffmap"].shape[1],
         adata.obs["leiden"].nunique(),
     )
@@ -120,9 +120,9 @@ def trajectory(
         found["obs/dpt_pseudotime"][piece] = values
         found["uns/iroot"] = np.array(np.flatnonzero(piece)[start])
         log.info(
-            "pseudotime of %d cells from cell %d of the kept ones (%s %s)",
-            piece.sum(),
-            found["uns/iroot"],
+            "pseudotime of %s cells from cell %s of the kept ones (%s %s)",
+            f"{piece.sum():,}",
+            f"{found['uns/iroot']:,}",
             kind,
             wanted,
         )

@@ -85,7 +85,10 @@ def tsne(
     most = (len(array) - 1) / 3
     if perplexity > most:
         log.warning(
-            "perplexity is %g, but %d cells allow %.1f: lowered", perplexity, len(array), most
+            "perplexity is %g, but %s cells allow %.1f: lowered",
+            perplexity,
+            f"{len(array):,}",
+            most,
         )
         perplexity = most
     if learning_rate == "auto":
@@ -111,7 +114,11 @@ def tsne(
         "use_rep": key,
     }
     slots.write(out, {"obsm/X_tsne": embedding, "uns/tsne": {"params": params}})
-    log.info("%d cells, %.1f units across", len(embedding), np.ptp(embedding, axis=0).max())
+    log.info(
+        "t-SNE of %s cells, %.1f units across",
+        f"{len(embedding):,}",
+        np.ptp(embedding, axis=0).max(),
+    )
 
 
 if __name__ == "__main__":

@@ -73,7 +73,11 @@ def umap(
         msg = "UMAP returned coordinates that are not finite; try umap.init: random"
         raise ArithmeticError(msg)
     slots.write(out, {"obsm/X_umap": embedding, "uns/umap": dict(adata.uns["umap"])})
-    log.info("%d cells, %.1f units across", len(embedding), np.ptp(embedding, axis=0).max())
+    log.info(
+        "UMAP of %s cells, %.1f units across",
+        f"{len(embedding):,}",
+        np.ptp(embedding, axis=0).max(),
+    )
 
 
 if __name__ == "__main__":

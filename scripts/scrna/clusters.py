@@ -41,11 +41,9 @@ def each_resolution(
         found[f"obs/{key}"] = labels = by_size(adata.obs[key])
         sizes = labels.value_counts()
         log.info(
-            "resolution %g: %d clusters of %d to %d cells",
+            "resolution %g: %s clusters of %s to %s cells",
             value,
-            len(sizes),
-            sizes.min(),
-            sizes.max(),
+            *(f"{n:,}" for n in (len(sizes), sizes.min(), sizes.max())),
         )
     found.setdefault(f"obs/{name}", next(iter(found.values())))
     slots.write(out, found | {f"uns/{name}": {"params": {"resolution": np.array(resolution)}}})

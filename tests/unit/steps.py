@@ -16,6 +16,7 @@ from scripts.filter import filter_cells
 from scripts.final import final
 from scripts.harmony import harmony
 from scripts.hvg import hvg
+from scripts.integration import integration
 from scripts.leiden import leiden
 from scripts.louvain import louvain
 from scripts.markers import markers
@@ -31,7 +32,7 @@ from scrna.store import CSRWriter, new_store, write_tables
 
 CPU = {"backend": "cpu"}
 SEEDED = CPU | {"seed": 0}
-MORE = "backend seed threads batch_key label_key execution annotations".split()
+MORE = "backend seed threads batch_key label_key n_pcs execution annotations".split()
 
 
 @cache
@@ -143,6 +144,20 @@ def analyse(folder, source, *, batch_key=None, label_key=None, without=(), **sec
                 **of("trajectory", "backend", "seed", "label_key"),
             )  # fmt: skip
     return done
+
+
+def integrated(done, *, batch_key=("batch",), label_key=None, n_pcs=40, **own):
+    """Score the integration of an analysis; the path of the step file, the table is beside it."""
+    out = done["integration"]
+    reps = ("pca", "harmony")
+    given = settings(
+        "integration", batch_key=list(batch_key), label_key=label_key, n_pcs=n_pcs, seed=0, **own
+    )
+    integration(
+        done.counts, done["filter"], *(done[f"{rep}/{rep}"] for rep in reps),
+        [done[f"{rep}/leiden"] for rep in reps], out, out.with_suffix(".csv"), **given,
+    )  # fmt: skip
+    return out
 
 
 def store(folder, X, obs=None, var=None):

@@ -66,7 +66,7 @@ while True:
 """
 
 
-def eventually(condition, seconds=30.0):
+def eventually(condition, seconds=120.0):
     """Wait until `condition()` is true, and return what it gave."""
     end = time.monotonic() + seconds
     while not (result := condition()):
@@ -79,7 +79,7 @@ class Ended:
     """A rule's process: what it said, and what it left."""
 
     def __init__(self, process, folder):
-        self.stdout, self.stderr = process.communicate(timeout=60)
+        self.stdout, self.stderr = process.communicate(timeout=240)
         self.code = process.returncode
         self.log = (folder / "logs/toy.log").read_text()
         self.out = folder / "out.h5"
@@ -141,8 +141,8 @@ def engine(tmp_path_factory):
     yield SimpleNamespace(folder=folder, log=str(remote.log_of(folder)), **about)
     children = psutil.Process(process.pid).children()
     process.terminate()
-    assert process.wait(timeout=10) == 0
-    assert psutil.wait_procs(children, timeout=5)[1] == []
+    assert process.wait(timeout=30) == 0
+    assert psutil.wait_procs(children, timeout=20)[1] == []
     assert not folder.exists()
 
 
@@ -211,7 +211,7 @@ def test_a_rules_process_is_light_and_quick(warm):
     heavy = "anndata cupy dask distributed numba pandas rapids_singlecell rmm scanpy scipy zarr"
     assert not {*heavy.split()} & {*ended.modules}
     spent = sum(after[2:4]) - sum(before[2:4])  # processor time: the clock's is the machine's too
-    assert spent < 1
+    assert spent < 2
 
 
 def test_an_edited_script_is_loaded_anew(warm):

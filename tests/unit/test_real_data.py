@@ -12,7 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from scripts.convert import convert
 from scrna import slots
-from tests.unit.steps import analyse
+from tests.unit.steps import analyse, integrated
 
 pytestmark = pytest.mark.slow
 
@@ -128,6 +128,15 @@ def test_celllines_are_found_after_harmony_and_not_before(celllines):
     assert after > before + 0.1
     finer = agreement(celllines, "cell_line", "harmony", "leiden_0.6")
     assert finer >= 0.8  # other seeds of Harmony and Leiden give 0.83 to 0.89
+
+
+def test_celllines_integration_is_said_to_be_better(celllines):
+    found = slots.read(integrated(celllines, label_key="cell_line"), "uns/integration")
+    assert found["harmony"]["ari"] > found["pca"]["ari"] + 0.1
+    assert found["harmony"]["ari"] == pytest.approx(agreement(celllines, "cell_line", "harmony"))
+    assert found["harmony"]["ilisi"] > found["pca"]["ilisi"] + 0.5
+    assert (found["biology"], found["overall"]) == ("clearer", "better")
+    assert found["verdict"].endswith("In all it is better than before.")
 
 
 def test_celllines_symbols_are_used(celllines):

@@ -11,7 +11,8 @@ JOBS = """
 simulate toy, convert toy, qc toy, filter toy, normalize toy, hvg toy,
 pca toy/pca, neighbors toy/pca, umap toy/pca, leiden toy/pca, markers toy/pca, trajectory toy/pca,
 harmony toy/harmony, neighbors toy/harmony, umap toy/harmony, leiden toy/harmony,
-markers toy/harmony, trajectory toy/harmony, final toy,
+markers toy/harmony, trajectory toy/harmony, integration toy, figures toy,
+final toy,
 simulate plain, convert plain, qc plain, filter plain, normalize plain, hvg plain, pca plain/pca,
 neighbors plain/pca, umap plain/pca, tsne plain/pca, leiden plain/pca, louvain plain/pca,
 markers plain/pca, trajectory plain/pca, final plain, h5ad plain
@@ -39,7 +40,7 @@ def at(place: str, these: set[str]) -> set[str]:
 
 # A step, and all that follows it. The markers of plain are of known types, not of clusters.
 FINAL = of("final h5ad")
-LEIDEN = of("leiden trajectory") | at("toy", of("markers")) | FINAL
+LEIDEN = of("leiden trajectory integration figures") | at("toy", of("markers")) | FINAL
 NEIGHBORS = of("neighbors umap louvain") | LEIDEN
 PCA = of("pca harmony tsne") | NEIGHBORS
 HVG = of("hvg") | PCA
@@ -58,15 +59,20 @@ CHANGES = {
     "normalize: {target_sum: 5000}": NORMALIZE,
     "hvg: {n_top_genes: 100}": HVG,
     "pca: {n_comps: 18}": PCA,
-    "harmony: {theta: 1}": at("toy/harmony", PCA) | {"final toy"},
+    "harmony: {theta: 1}": at("toy/harmony", PCA) | jobs("integration toy, figures toy, final toy"),
     "neighbors: {n_neighbors: 10}": NEIGHBORS,
-    "umap: {min_dist: 0.3}": of("umap") | FINAL,
+    "umap: {min_dist: 0.3}": of("umap figures") | FINAL,
     "leiden: {resolution: 1.1}": at("toy", LEIDEN),  # plain has its own
     "markers: {min_cells: 9}": of("markers") | FINAL,
-    "trajectory: {n_dcs: 5}": of("trajectory") | FINAL,
+    "trajectory: {n_dcs: 5}": of("trajectory figures") | FINAL,
+    "integration: {n_cells: 150}": jobs("integration toy, final toy"),
     "final: {counts_layer: false}": FINAL,
+    "figures: {dpi: 60}": set(),  # toy has its own
+    "datasets: {toy: {figures: {dpi: 60}}}": {"figures toy"},
+    "datasets: {toy: {figures: {enabled: false}}}": set(),
     # a step more, or one less
-    "tsne: {enabled: true}": jobs("tsne toy/pca, tsne toy/harmony, final toy"),
+    "tsne: {enabled: true}": jobs("tsne toy/pca, tsne toy/harmony, figures toy, final toy"),
+    "integration: {enabled: false}": {"final toy"},
     "louvain: {enabled: true}": jobs("louvain toy/pca, louvain toy/harmony, final toy"),
     "final: {h5ad: true}": {"h5ad toy"},
     "datasets: {plain: {final: {h5ad: false}}}": set(),
@@ -77,10 +83,11 @@ CHANGES = {
     "datasets: {toy: {filter: {max_genes: 250}}}": at("toy", FILTER),
     "datasets: {plain: {simulate: {n_obs: 210}}}": at("plain", SIMULATE),
     "datasets: {toy: {keep_obs: {status: [cell]}}}": at("toy", CONVERT),
-    "datasets: {toy: {label_key: status}}": at("toy", of("trajectory") | FINAL),
+    "datasets: {toy: {label_key: status}}": at("toy", of("trajectory integration figures") | FINAL),
     "datasets: {toy: {batch_key: status}}": at("toy", HVG),
-    "datasets: {toy: {batch_key: null}}": at("toy", HVG) - at("toy/harmony", PCA),
-    "datasets: {toy: {batch_key: null, hvg: {batch_key: batch}}}": {"final toy"},
+    "datasets: {toy: {batch_key: null}}": at("toy", HVG - {"integration toy"})
+    - at("toy/harmony", PCA),
+    "datasets: {toy: {batch_key: null, hvg: {batch_key: batch}}}": jobs("figures toy, final toy"),
     # a dataset more, or one less
     "run: toy": set(),
     "run: [toy, new]\ndatasets: {new: {source: resources/plain.h5ad}}": jobs(NEW),
@@ -95,9 +102,10 @@ CHANGES = {
 
 #: An edit of a file of the code → what is due.
 EDITS = {
-    ("scripts/umap.py", "CODE"): of("umap") | FINAL,
+    ("scripts/umap.py", "CODE"): of("umap figures") | FINAL,
     ("scripts/scrna/graphs.py", "CODE"): of("tsne") | NEIGHBORS,
     ("scripts/scrna/clusters.py", "CODE"): of("louvain") | LEIDEN,
+    ("scripts/scrna/drawing.py", "CODE"): of("figures"),
     ("scripts/scrna/simulate.py", "CODE"): SIMULATE,
     ("scripts/scrna/sources/mtx.py", "CODE"): CONVERT,
     ("scripts/scrna/log.py", "CODE"): set(),
@@ -159,7 +167,8 @@ def test_the_dry_run_counts_the_same_jobs(done):
     table = done.over("leiden: {resolution: 1.1}").run(options=("--dry-run",))
     counts = dict(re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE))
     wanted = {"leiden": "2", "markers": "2", "trajectory": "2", "final": "1", "all": "1"}
-    assert counts == wanted | {"total": "8"}
+    wanted |= {"integration": "1", "figures": "1"}
+    assert counts == wanted | {"total": "10"}
 
 
 def test_a_change_is_carried_out_once(done, tmp_path):

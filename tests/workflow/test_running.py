@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 RULES = "download simulate convert qc filter normalize hvg pca harmony neighbors umap tsne leiden"
-RULES = [*RULES.split(), "louvain", "markers", "trajectory", "final", "h5ad"]
+RULES = [*RULES.split(), *"louvain markers trajectory integration final h5ad figures".split()]
 PROFILES = ["cpu", "slurm", "spark", "workstation"]
 
 
@@ -46,8 +46,10 @@ def test_a_profile_by_its_name_in_a_fresh_clone(done, tmp_path, profile):
     shown = snakemake("--profile", profile, "-n", folder=clone)
     assert shown.returncode == 0, shown.stderr
     twice = "neighbors umap tsne leiden markers trajectory".split()
-    once = "simulate convert qc filter normalize hvg pca harmony final all".split()
-    wanted = dict.fromkeys(twice, 2) | dict.fromkeys(once, 1) | {"total": 22}
+    once = (
+        "simulate convert qc filter normalize hvg pca harmony integration final figures all".split()
+    )
+    wanted = dict.fromkeys(twice, 2) | dict.fromkeys(once, 1) | {"total": 24}
     assert job_table(shown.stdout) == wanted
     assert re.search(r"^backend: (cpu|gpu) \(.+\)", shown.stdout, re.MULTILINE)
 
@@ -108,6 +110,55 @@ def test_the_run_tells_its_backend_and_where_the_results_lie(done):
     assert "toy: results/toy/final.zarr" in last
     assert "plain: results/plain/final.zarr" in last
     assert "toy/harmony: Leiden clusters" in done.output  # a rule's message
+
+
+def test_the_run_ends_with_a_table_of_its_steps(done):
+    head, *steps = done.output.split("100%) done")[1].split("\n\n")[1].splitlines()
+    assert head.split() == ["step", "time", "memory", "device"]
+    assert re.match(r"sum, done in .* s", steps.pop())
+    if "shorter steps" in steps[-1]:
+        assert len(steps) == 37 + 1
+    for line in steps[:37]:
+        assert re.fullmatch(r"\w+ (toy|plain)(/pca|/harmony)? +[\d.]+ s +(\d+ MB|-) +CPU", line)
+    names = [line.split()[0] for line in steps]
+    assert names.index("convert") < names.index("pca") < names.index("final")
+
+
+FAILS = {
+    "umap": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    "tsne": "raise OSError(28, 'No space left on device')",
+    "leiden": "raise UserError('plain: set leiden.resolution to 1')",
+}
+
+
+def test_a_run_that_fails_says_why_and_what_to_do(done, tmp_path):
+    workflow = done.at(tmp_path / "work").clone(tmp_path / "clone")
+    for rule, fault in FAILS.items():
+        script = workflow.code / f"scripts/{rule}.py"
+        text = script.read_text().split("if __name__")[0]
+        fault = f"from scrna.errors import UserError\n    {fault}"
+        text += f"@step\ndef broken(*, backend, **rest):\n    {fault}\n\n\n"
+        script.write_text(f"{text}run(broken, snakemake)\n")
+        (workflow.folder / f"results/plain/pca/{rule}.h5").unlink()
+    (workflow.folder / "results/plain/pca/louvain.h5").unlink()
+    output = workflow.over("run: plain").run(fails=True)
+    assert "Logfile logs" not in output  # nor its traceback
+    assert "Traceback" not in output
+    said = output.split("Look above for error messages\n")[1]
+    order = ["leiden", "tsne", "umap"]
+    leiden, tsne, umap = (
+        re.search(rf"^{rule} plain/pca failed:\n((?:  .*\n)+)", said, re.MULTILINE)[1]
+        for rule in order
+    )
+    assert leiden == (
+        "    plain: set leiden.resolution to 1\n  its log: logs/plain/pca/leiden.log\n"
+    )
+    assert "    OSError: [Errno 28] No space left on device\n  → The disk is full." in tsne
+    assert "  → Most likely the computer ran out of memory" in umap
+    assert re.search(r"^Left to do: .*final plain, h5ad plain", said, re.MULTILINE)
+    assert re.search(r"^louvain plain/pca +[\d.]+ s .* CPU$", said, re.MULTILINE)
+    assert "umap" not in said.split("device\n")[1].split("\n\n")[0]
+    assert "anndata.read_zarr" not in said  # the result that is there is of a run before
 
 
 def test_every_job_leaves_its_log_and_its_benchmark(done):

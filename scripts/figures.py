@@ -1,0 +1,175 @@
+"""Pictures of a dataset, as PNG files in one folder.
+
+``qc_violins`` (before the filter, with its bounds), ``qc_scatter`` (kept and removed cells),
+``filter`` (what each bound took), ``hvg``, ``pca_variance``, ``umap`` and, where it is computed,
+``tsne`` (by cluster, batch, label and qc columns; before and after integration side by side),
+``clusters_by_COLUMN`` for each batch column and the label, and ``trajectory`` where it is computed.
+They are drawn from step files and columns of obs, never from the matrix. Up to 100,000 cells each
+is drawn as a point; more are counted pixel by pixel (datashader).
+
+Settings: section ``figures``, ``batch_key`` and ``label_key``. Inputs: ``counts.zarr`` (obs),
+``filter.csv`` and step files. Output: a folder.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from scrna import slots
+from scrna.counts import Counts, kept
+from scrna.files import replacing
+from scrna.log import log
+from scrna.step import provenance, run, step
+
+#: Column of qc → its name and unit in a picture.
+SHOWN = {"total_counts": "log10(1 + counts)", "pct_counts_mt": "mitochondrial counts (%)"}
+
+
+@step
+def figures(
+    counts: Path,
+    qc: Path,
+    filtered: Path,
+    table: Path,
+    hvg: Path,
+    steps: list[Path],
+    out: Path,
+    *,
+    dpi: int,
+    batch_key: list[str],
+    label_key: str | None,
+) -> None:
+    """Draw a dataset.
+
+    Parameters
+    ----------
+    counts, qc, filtered, table, hvg
+        ``counts.zarr``, ``filter.csv`` and step files.
+    steps
+        The step files of the representations, each in its representation's folder: pca, umap,
+        leiden; tsne and trajectory where there are some.
+    out
+        The folder of pictures; one that is there is replaced.
+    dpi
+        Dots an inch.
+    batch_key, label_key
+        obs columns: batches, the first of which the violins go by; known cell types, or None.
+    """
+    # which tells at its first import that it looks for fonts
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    from matplotlib import rc_context
+
+    from scrna.drawing import STYLE
+
+    with replacing(out) as folder, rc_context(STYLE):
+        folder.mkdir()
+        names = []
+        made = json.dumps(provenance())
+        for name, figure in pictures(
+            counts, qc, filtered, table, hvg, steps, batch_key=batch_key, label_key=label_key
+        ):
+            names.append(name)
+            figure.savefig(folder / f"{name}.png", dpi=dpi, metadata={"Provenance": made})
+    log.info("%d pictures in %s: %s", len(names), out, ", ".join(names))
+
+
+def pictures(
+    counts: Path,
+    qc: Path,
+    filtered: Path,
+    table: Path,
+    hvg: Path,
+    steps: list[Path],
+    *,
+    batch_key: list[str],
+    label_key: str | None,
+) -> Iterator[tuple]:
+    """Draw the pictures of a dataset one after another.
+
+    Parameters
+    ----------
+    counts, qc, filtered, table, hvg, steps, batch_key, label_key
+        As in `figures`.
+
+    Yields
+    ------
+    The name of a picture and its `matplotlib.figure.Figure`.
+    """
+    import pandas as pd
+
+    from scrna import figures as draw
+
+    cells, _ = kept(filtered)
+    removed = pd.read_csv(table)
+    quality = pd.DataFrame({name: slots.read(qc, f"obs/{name}") for name in draw.QC})
+    columns = list(dict.fromkeys([*batch_key, *([label_key] if label_key else [])]))
+    groups = {name: as_groups(of) for name, of in Counts(counts).obs(columns).items()}
+    batch = groups[batch_key[0]] if batch_key else None
+    yield "qc_violins", draw.qc_violins(quality, batch, removed)
+    yield "qc_scatter", draw.qc_scatter(quality, cells, removed)
+    yield "filter", draw.filter_bars(removed)
+    genes = {name[4:]: slots.read(hvg, name) for name in slots.names(hvg) if name[:4] == "var/"}
+    yield "hvg", draw.hvg_dispersion(genes, slots.read(hvg, "uns/hvg")["flavor"])
+
+    files = {(file.parent.name, file.stem): file for file in steps}
+    yield (
+        "pca_variance",
+        draw.pca_variance(slots.read(files["pca", "pca"], "uns/pca/variance_ratio"), cells.sum()),
+    )
+    groups = {name: of[cells].remove_unused_categories() for name, of in groups.items()}
+    clusters = {
+        rep: slots.read(file, "obs/leiden")
+        for (rep, name), file in files.items()
+        if name == "leiden"
+    }
+    values = {label: quality[name].to_numpy()[cells] for name, label in SHOWN.items()}
+    values[SHOWN["total_counts"]] = np.log10(1 + values[SHOWN["total_counts"]])
+    embeddings = {
+        name: draw.Embedding(name, coordinates(files, slot))
+        for name, slot in {"UMAP": "umap", "t-SNE": "tsne"}.items()
+    }
+    for name, points in embeddings.items():
+        if points.of:
+            yield name.lower().replace("-", ""), draw.embedding(points, clusters, groups, values)
+    for name, of in groups.items():
+        safe = re.sub(r"[^\w.-]+", "_", name)
+        yield f"clusters_by_{safe}", draw.cluster_table(clusters, of, name)
+    if links := {
+        rep: np.asarray(slots.read(file, "uns/paga")["connectivities"].todense())
+        for (rep, name), file in files.items()
+        if name == "trajectory"
+    }:
+        times = {
+            rep: slots.read(files[rep, "trajectory"], "obs/dpt_pseudotime")
+            for rep in links
+            if "obs/dpt_pseudotime" in slots.names(files[rep, "trajectory"])
+        }
+        yield "trajectory", draw.trajectory(embeddings["UMAP"], clusters, links, times)
+
+
+def coordinates(files: dict[tuple[str, str], Path], name: str) -> dict[str, np.ndarray]:
+    """Read the first two columns of an embedding by representation, where it is computed."""
+    slot = f"obsm/X_{name}"
+    return {
+        rep: slots.read(file, slot)[:, :2]
+        for (rep, stem), file in files.items()
+        if stem == name and slot in slots.names(file)
+    }
+
+
+def as_groups(column):
+    """Take a column of obs as groups, in the order of their names."""
+    import pandas as pd
+
+    from scrna.drawing import by_number
+
+    text = pd.Series(column).astype("str").where(pd.notna(column))
+    return pd.Categorical(text, categories=sorted(text.dropna().unique(), key=by_number))
+
+
+if __name__ == "__main__":
+    run(figures, snakemake)

@@ -1,0 +1,265 @@
+"""Pictures, by what they draw: artists, limits, labels."""
+
+import json
+
+import matplotlib as mpl
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+from scripts.figures import as_groups, figures, pictures
+from scrna import drawing, slots
+from scrna import figures as draw
+from scrna.colours import MISSING, N_COLOURS, as_seen, colours_of, palette
+
+pytest_plugins = ["tests.unit.fixtures"]
+
+NAMES = "qc_violins qc_scatter filter hvg pca_variance umap tsne".split()
+NAMES += ["clusters_by_batch", "clusters_by_cell_type", "trajectory"]
+
+
+def inputs(demo):
+    steps = [f for f in demo.steps if f.stem in "pca umap tsne leiden trajectory".split()]
+    table = demo.folder / "filter.csv"
+    return demo.counts, demo["qc"], demo["filter"], table, demo["hvg"], steps
+
+
+@pytest.fixture(scope="module", autouse=True)
+def look():
+    with mpl.rc_context(drawing.STYLE):
+        yield
+
+
+@pytest.fixture(scope="module")
+def drawn(demo, look):
+    return dict(pictures(*inputs(demo), batch_key=["batch"], label_key="cell_type"))
+
+
+@pytest.fixture(scope="module")
+def table(demo):
+    return pd.read_csv(demo.folder / "filter.csv").set_index("criterion")
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def named(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def title(figure):
+    return figure.get_suptitle() or figure.axes[0].get_title(loc="left")
+
+
+# ------------------------------------------------------------------------------------- the colours
+
+
+def test_the_colours_are_told_apart_by_every_reader():
+    rgb = [mpl.colors.to_rgb(colour) for colour in [*palette(), "white", MISSING]]
+    for seen in as_seen(np.array(rgb)):
+        apart = np.linalg.norm(seen[:, None] - seen[None], axis=-1)
+        np.fill_diagonal(apart, np.inf)
+        assert apart[:12, :12].min() > 15
+        assert apart[:60, :60].min() > 8  # 2.3 is just noticeable
+    assert len({*palette()}) == N_COLOURS == 60
+
+
+def test_grey_is_seen_alike_by_all():
+    lab = as_seen(np.array([[0.5, 0.5, 0.5], [1, 1, 1]]))
+    assert np.abs(lab[..., 1:]).max() < 0.1
+    np.testing.assert_allclose(lab[:, :, 0], [[53.39, 100]] * 4, atol=0.01)  # CIE L*
+
+
+def test_groups_beyond_the_colours_take_them_again():
+    names = [str(i) for i in range(61)]
+    assert colours_of(names)["60"] == colours_of(names)["0"]
+
+
+# ------------------------------------------------------------------------------------ the pictures
+
+
+def test_every_picture_says_how_many(drawn, demo):
+    assert list(drawn) == NAMES
+    n_all = len(slots.read(demo["filter"], "obs/keep"))
+    n_kept = slots.read(demo["filter"], "obs/keep").sum()
+    for name, figure in drawn.items():
+        n = {"hvg": "genes"}.get(name, f"{n_all if name[:3] == 'qc_' else n_kept:,}")
+        assert n in title(figure), name
+        for ax in figure.axes:
+            assert ax.get_ylabel() or name == "filter", name
+
+
+def test_violins_have_the_bounds_that_were_applied(drawn, table):
+    counts, genes, mt, ribo = drawn["qc_violins"].axes
+    assert [len(ax.collections) for ax in (counts, genes, mt, ribo)] == [3] * 4
+    bounds = {line.get_gid(): line.get_ydata()[0] for line in genes.lines if line.get_gid()}
+    assert bounds == {
+        "min_genes": pytest.approx(np.log10(1 + table.loc["min_genes", "bound"])),
+        "max_genes": pytest.approx(np.log10(1 + table.loc["max_genes", "bound"])),
+    }
+    assert texts(mt) == ["max_pct_mt 20"]
+    assert texts(counts) == texts(ribo) == []
+    labels = [label.get_text() for label in counts.get_xticklabels()]
+    assert [label.split("\n")[0] for label in labels] == ["batch_1", "batch_2", "batch_3"]
+
+
+def test_kept_and_removed_cells_are_told_apart(drawn, demo):
+    keep = slots.read(demo["filter"], "obs/keep")
+    genes, mt = drawn["qc_scatter"].axes
+    colours = genes.collections[0].get_facecolors()
+    blue = np.isclose(colours[:, :3], mpl.colors.to_rgb("#0072b2")).all(axis=1)
+    assert (blue.sum(), (~blue).sum()) == (keep.sum(), (~keep).sum())
+    drawn_genes = np.sort(genes.collections[0].get_offsets()[blue, 1])
+    wanted = np.log10(1 + slots.read(demo["qc"], "obs/n_genes_by_counts")[keep])
+    np.testing.assert_allclose(drawn_genes, np.sort(wanted))
+    assert named(mt) == [f"kept ({keep.sum():,})", f"removed ({(~keep).sum():,})"]
+
+
+def test_bars_are_the_filters_table(drawn, table):
+    (ax,) = drawn["filter"].axes
+    both, alone = ([bar.get_width() for bar in bars] for bars in ax.containers)
+    rows = ["min_genes", "max_genes", "max_pct_mt"]
+    found = [label.get_text().split()[0] for label in ax.get_yticklabels()]
+    assert sorted(found) == sorted(rows)
+    assert both == table.loc[found, "cells"].tolist()
+    assert alone == table.loc[found, "cells_by_this_alone"].tolist()
+    kept, everything = table.loc["kept"], table.loc["all"]
+    assert f"{int(kept.cells):,} of {int(everything.cells):,} cells" in title(drawn["filter"])
+
+
+def test_a_filter_without_bounds_is_drawn():
+    rows = [("all", 10, 5), ("min_cells", np.nan, 0), ("kept", 10, 5)]
+    table = pd.DataFrame(rows, columns=["criterion", "cells", "genes"])
+    table["bound"] = table["cells_by_this_alone"] = np.nan
+    assert title(draw.filter_bars(table)) == "10 of 10 cells and 5 of 5 genes kept"
+
+
+def test_genes_lie_at_their_dispersion(drawn, demo):
+    high = slots.read(demo["hvg"], "var/highly_variable")
+    assert title(drawn["hvg"]).startswith(f"{high.sum()} of {len(high)} genes")
+    offsets = drawn["hvg"].axes[0].collections[0].get_offsets()
+    known = np.isfinite(slots.read(demo["hvg"], "var/dispersions_norm"))
+    assert len(offsets) == known.sum()
+    assert drawn["hvg"].axes[0].get_ylabel() == "normalised dispersion"
+
+
+@pytest.mark.parametrize(
+    ("flavor", "columns", "labels"),
+    [
+        ("seurat", ["dispersions_norm", "dispersions"], ["normalised dispersion", "dispersion"]),
+        ("seurat_v3", ["variances_norm"], ["normalised variance"]),
+        ("pearson_residuals", ["residual_variances"], ["log10 variance of Pearson residuals"]),
+    ],
+)
+def test_each_flavor_has_its_axes(flavor, columns, labels):
+    var = {name: np.array([0.5, 1.0, 2.0]) for name in ["means", *columns]}
+    figure = draw.hvg_dispersion(var | {"highly_variable": np.array([1, 0, 0], bool)}, flavor)
+    assert [ax.get_ylabel() for ax in figure.axes] == labels
+
+
+def test_the_elbow_is_where_the_curve_bends(drawn):
+    assert draw.elbow(np.array([0.5, 0.25, 0.12, 0.01, 0.0099, 0.0098, 0.0097])) == 4
+    assert draw.elbow(np.array([1.0])) == 1
+    lines = drawn["pca_variance"].axes[1].lines
+    assert np.all(np.diff(lines[0].get_ydata()) > 0)
+    assert lines[0].get_ydata()[-1] < 100
+
+
+@pytest.mark.parametrize(("name", "slot"), [("umap", "X_umap"), ("tsne", "X_tsne")])
+def test_embeddings_stand_side_by_side(drawn, demo, name, slot):
+    panels = [ax for ax in drawn[name].axes if ax.get_title(loc="left")]
+    titles = [ax.get_title(loc="left") for ax in panels]
+    assert titles[2:6] == ["pca: batch", "harmony: batch", "pca: cell_type", "harmony: cell_type"]
+    assert len(panels) == 10
+    for ax, rep in zip(panels[:2], demo.reps, strict=True):
+        clusters = slots.read(demo[f"{rep}/leiden"], "obs/leiden")
+        assert texts(ax) == list(clusters.categories)
+        xy = slots.read(demo[f"{rep}/{name}"], f"obsm/{slot}")
+        order = drawing.in_random_order(len(xy))
+        np.testing.assert_allclose(ax.collections[0].get_offsets(), xy[order])
+        wanted = np.array(palette())[clusters.codes % 60][order]
+        found = [mpl.colors.to_hex(c) for c in ax.collections[0].get_facecolors()]
+        assert found == wanted.tolist()
+    assert named(panels[3]) == ["batch_1", "batch_2", "batch_3"]
+
+
+def test_shares_of_a_cluster_sum_to_100(drawn, demo):
+    for name, column in [("clusters_by_batch", "batch"), ("clusters_by_cell_type", "cell_type")]:
+        ax = drawn[name].axes[1]
+        shares = np.asarray(ax.images[0].get_array())
+        np.testing.assert_allclose(shares.sum(axis=1), 100)
+        overall = demo.obs()[column].value_counts(normalize=True).sort_index()
+        np.testing.assert_allclose(shares[0], 100 * overall[overall > 0])
+        assert ax.get_xlabel() == column
+
+
+def test_cells_without_a_group_are_grey_and_counted():
+    groups = as_groups(pd.Series(["b10", None, "b2"], dtype="category"))
+    assert list(groups.categories) == ["b2", "b10"]
+    figure = draw.cluster_table({"pca": pd.Categorical(["0", "0", "1"])}, groups, "batch")
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["b2", "b10", "missing"]
+    _, ((ax,),) = drawing.panels(1, 1, (2, 2))
+    assert drawing.points_by_group(ax, np.zeros((3, 2)), groups)["missing"] == MISSING
+
+
+def test_paga_and_pseudotime(drawn, demo):
+    paga = [ax for ax in drawn["trajectory"].axes if "PAGA" in ax.get_title(loc="left")]
+    for ax, rep in zip(paga, demo.reps, strict=True):
+        links = slots.read(demo[f"{rep}/trajectory"], "uns/paga")["connectivities"].toarray()
+        assert len(ax.lines) == (np.triu(links, 1) >= 0.05).sum()
+        assert len(ax.collections[1].get_offsets()) == len(links)
+    later = [ax for ax in drawn["trajectory"].axes if "pseudotime" in ax.get_title(loc="left")]
+    assert len(later) == 2
+
+
+def test_few_cells_and_constant_values_are_drawn():
+    qc = pd.DataFrame({name: [3.0, 3.0, np.nan, 1.0] for name in draw.QC})
+    batch = pd.Categorical(["a", "a", "a", "b"])
+    table = pd.DataFrame({"criterion": ["all"], "bound": [np.nan]})
+    figure = draw.qc_violins(qc, batch, table)
+    assert [len(ax.collections) for ax in figure.axes] == [0] * 4
+    figure.draw_without_rendering()
+
+
+def test_many_groups_are_named_up_to_sixty():
+    _, ((ax,),) = drawing.panels(1, 1, (2, 2))
+    drawing.legend(ax, colours_of([f"b{i}" for i in range(75)]), "batch")
+    assert named(ax)[-2:] == ["b59", "and 15 more"]
+
+
+def test_many_points_are_counted_pixel_by_pixel(monkeypatch):
+    monkeypatch.setattr(drawing, "MOST_DRAWN", 50)
+    xy = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+    xy[:30] -= 50
+    groups = pd.Categorical(["a"] * 30 + ["b"] * 30)
+    figure, ((left, right),) = drawing.panels(1, 2, (2, 2))
+    drawing.points_by_group(left, xy, groups)
+    drawing.points_by_value(right, xy, np.where(np.arange(60) < 3, np.nan, 1.0), "unit")
+    figure.draw_without_rendering()
+    assert not left.collections
+    (image,) = left.artists
+    pixels = image.make_image(FigureCanvasAgg(figure).get_renderer())[0].reshape(-1, 4)
+    colours = {mpl.colors.to_hex(pixel[:3] / 255) for pixel in pixels if pixel[3] > 0}
+    assert {"#0072b2", "#e69f00"} <= colours
+    assert left.get_xlim()[0] <= xy[:, 0].min()
+
+
+# ----------------------------------------------------------------------------------------- the step
+
+
+def test_the_files_are_png_with_their_provenance(demo, tmp_path):
+    counts, qc, filtered, table, hvg, steps = inputs(demo)
+    few = [f for f in steps if f.parent.name == "pca" and f.stem in ("pca", "umap", "leiden")]
+    out = tmp_path / "figures"
+    out.mkdir()
+    (out / "old.png").touch()
+    figures(counts, qc, filtered, table, hvg, few, out, dpi=50, batch_key=[], label_key=None)
+    assert {f.name for f in out.iterdir()} == {f"{name}.png" for name in [*NAMES[:6]]}
+    assert [f.name for f in tmp_path.iterdir()] == ["figures"]
+    png = (out / "umap.png").read_bytes()
+    assert mpl.image.imread(out / "umap.png").shape == (600, 250, 4)
+    made = png[png.index(b"tEXtProvenance\0") :].partition(b"\0")[2]
+    assert json.JSONDecoder().raw_decode(made.decode("latin-1"))[0]["parameters"]["dpi"] == 50
