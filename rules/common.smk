@@ -107,18 +107,14 @@ def settings(step):
             section["seed"] = config["seed"]
         if step == "hvg" and section["batch_key"] == "auto":
             section["batch_key"] = next(iter(checks.batch_keys(dataset)), None)
-        if step == "integration":
+        if step in ("trajectory", "integration", "figures"):
             section["label_key"] = dataset["label_key"]
-            section["n_pcs"] = dataset["neighbors"]["n_pcs"]
-        if step in ("harmony", "integration"):
+        if step in ("harmony", "integration", "figures"):
             section["batch_key"] = checks.batch_keys(dataset)
+        if step == "integration":
+            section["n_pcs"] = dataset["neighbors"]["n_pcs"]
         if step == "final":
             section["annotations"] = checks.annotations(dataset)
-        if step == "trajectory":
-            section["label_key"] = dataset["label_key"]
-        if step == "figures":
-            section["batch_key"] = checks.batch_keys(dataset)
-            section["label_key"] = dataset["label_key"]
         if step == "tsne" and dataset["tsne"]["enabled"] is True:
             section["max_cells"] = None  # asked for, however many they are
         # In one order: Snakemake compares texts, and YAML's order of keys is no change.

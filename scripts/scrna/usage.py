@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scrna import slots
 from scrna.progress import duration
 
 #: Lines that a table has at most, its head and its foot included.
@@ -145,6 +144,8 @@ def _rss(said: str | None) -> int | None:
 
 def _provenance(benchmark: Path) -> dict[str, Any]:
     """Read the provenance of the result that belongs to a benchmark."""
+    from scrna import slots  # numpy and h5py, which the start of a run does without
+
     parts = list(benchmark.parts)
     parts[parts.index("benchmarks")] = "results"
     place = Path(*parts).with_suffix("")
