@@ -6,7 +6,7 @@ has a worker for each: the one in whose worker this process runs, or one started
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from scrna import execution, slots
+from scrna import cache, execution, slots
 from scrna.backend import arrays, csr_matrix, start_gpu
-from scrna.counts import Block, Counts, in_order, kept, log_normalize
+from scrna.counts import Block, Counts, columns_of, in_order, kept, log_normalize
 from scrna.log import log
 from scrna.progress import Progress
 from scrna.sizes import BLOCK_NNZ, BYTES_AT_WORK
+from scrna.step import note
 
 #: How this process works on blocks; `configure` sets it from the config.
 _machine: dict[str, Any] = {
@@ -144,18 +145,38 @@ def matrix(
     """
     cells, kept_genes = kept(filtered)
     n_cells = slots.read(filtered, "var/n_cells_kept")
+    used = kept_genes.copy()
     if genes is not None:
-        kept_genes = kept_genes.copy()
-        kept_genes[kept_genes] = genes
-    nnz = int(n_cells[kept_genes].sum())
-    factor = None if normalized is None else slots.read(normalized, "obs/size_factor")
-    store = Counts(counts)
-    shape = (int(cells.sum()), int(kept_genes.sum()))
+        used[used] = genes
+    nnz = int(n_cells[used].sum())
+    shape = (int(cells.sum()), int(used.sum()))
+    keys = {mode: _key(backend, mode, counts, filtered, normalized) for mode in _MODES}
     choice = execution.decide(
-        step, asked=asked, backend=backend, n_obs=shape[0], n_vars=shape[1], nnz=nnz, **settings
+        step,
+        asked=asked,
+        backend=backend,
+        n_obs=shape[0],
+        n_vars=shape[1],
+        nnz=nnz,
+        kept=keys if genes is None else {},
+        **settings,
     )
+    key = keys[choice.mode]
+    store = Counts(counts)
+    factor = None if normalized is None else slots.read(normalized, "obs/size_factor")
+    there = cache.get(key)
+    if there:
+        log.info("the matrix is in memory from an earlier step")
+    note("matrix", "kept in memory" if there else "read")
     if choice.mode == "memory":
-        yield store.matrix(backend, nnz=nnz, cells=cells, genes=kept_genes, size_factor=factor)
+        if there:
+            whole = there.blocks[0]
+            yield whole if genes is None else columns_of(whole, genes, backend)
+            return
+        whole = store.matrix(backend, nnz=nnz, cells=cells, genes=used, size_factor=factor)
+        if genes is None:
+            _keep(key, [whole], backend)
+        yield whole
         return
     with _cluster(backend, needs_client=needs_client) as client, ExitStack() as stack:
         if client is None:
@@ -164,11 +185,33 @@ def matrix(
             pool = stack.enter_context(ThreadPoolExecutor(_machine["threads"]))
             stack.enter_context(dask.config.set(scheduler="threads", pool=pool))
         stack.enter_context(_passes(step, shape[0], client))
-        lazy = _in_blocks(store, backend, cells, kept_genes, factor)
         try:
-            yield _held(lazy, nnz, backend, client)
+            if there and client is None:
+                yield _from_kept(there.blocks, genes, backend)
+                return
+            lazy = _held(_in_blocks(store, backend, cells, used, factor), nnz, backend, client)
+            if genes is None and _blocks:
+                _keep(key, _blocks, backend)
+            yield lazy
         finally:
             _blocks.clear()
+
+
+#: How a matrix can be worked on.
+_MODES = ("memory", "blocks")
+
+
+def _key(backend: str, mode: str, counts: Path, filtered: Path, normalized: Path | None):
+    """Tell the key that the matrix of all kept genes is kept under; counts are not kept."""
+    if normalized is None:
+        return None  # one step alone needs them
+    return cache.key_of(backend, mode, (counts, filtered, normalized))
+
+
+def _keep(key: tuple | None, matrix: Sequence[Any], backend: str) -> None:
+    """Keep a matrix for the steps to come, if the headroom is free beside it."""
+    if execution.usable_memory(backend) > 0:
+        cache.put(key, matrix)
 
 
 def _in_blocks(store: Counts, backend: str, cells, genes, factor):
@@ -207,9 +250,10 @@ def _held(lazy, nnz: int, backend: str, client):
 
     What works on them then reads the disk once, and not once for each of its passes.
     """
-    needed = 8 * nnz + 4 * lazy.shape[0]
     n_devices = 1 if client is None else len(client.scheduler_info(n_workers=-1)["workers"])
     at_work = BLOCK_NNZ * BYTES_AT_WORK * _machine["threads"] * n_devices
+    needed = 8 * nnz + 4 * lazy.shape[0]
+    cache.make_room((needed + at_work) // n_devices - execution.usable_memory(backend))
     there = execution.usable_memory(backend) * n_devices
     if needed + at_work > there:
         log.info(
@@ -238,11 +282,28 @@ def _held_here(lazy):
     of the libraries that refers to the array: half a minute for 2 G non-zeros.
     """
     import dask
-    import dask.array as da
 
     _blocks[:] = dask.compute(*lazy.to_delayed().ravel())
+    return _of_held(lazy._meta)
+
+
+def _from_kept(blocks: Sequence[Any], genes: np.ndarray | None, backend: str):
+    """Make the Dask array of blocks that an earlier step has read, cut to some genes."""
+    if genes is None:
+        _blocks[:] = blocks
+    else:
+        numbers = arrays(backend).asarray(np.flatnonzero(genes))
+        _blocks[:] = [block[:, numbers] for block in blocks]
+    return _of_held(_blocks[0][:0])
+
+
+def _of_held(meta):
+    """Make the Dask array of the blocks that are held."""
+    import dask
+    import dask.array as da
+
     parts = [
-        da.from_delayed(dask.delayed(_block)(i), block.shape, dtype=lazy.dtype, meta=lazy._meta)
+        da.from_delayed(dask.delayed(_block)(i), block.shape, dtype=np.float32, meta=meta)
         for i, block in enumerate(_blocks)
     ]
     return da.concatenate(parts)

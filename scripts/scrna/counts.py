@@ -238,27 +238,81 @@ class Counts:
                 "fewer (keep_obs, filter)"
             )
             raise UserError(msg)
-        xp = arrays(backend)
         n_cells = self.shape[0] if cells is None else int(np.sum(cells))
         n_genes = self.shape[1] if genes is None else int(np.sum(genes))
-        places = xp.int64 if nnz > GPU_MAX_NNZ else xp.int32
-        data = xp.empty(nnz, xp.float32)
-        indices = xp.empty(nnz, xp.int32)
-        indptr = xp.zeros(n_cells + 1, places)
-        filled = 0
-        for block in self.kept_blocks(backend, cells, genes):
-            values = block.data if size_factor is None else log_normalize(block, size_factor)
-            end = filled + len(values)
-            if end > nnz:
-                break
-            data[filled:end] = values
-            indices[filled:end] = block.indices
-            indptr[block.start + 1 : block.stop + 1] = block.indptr[1:].astype(places) + filled
-            filled = end
-        if filled != nnz:
+        blocks = self.kept_blocks(backend, cells, genes)
+        if size_factor is not None:
+            blocks = (b._replace(data=log_normalize(b, size_factor)) for b in blocks)
+        matrix = joined(blocks, (n_cells, n_genes), nnz, backend)
+        if matrix is None:
             msg = f"{self.path} does not have the {nnz:,} non-zeros of the filter: run qc anew"
             raise ValueError(msg)
-        return csr_matrix((data, indices, indptr), (n_cells, n_genes), backend)
+        return matrix
+
+
+def joined(blocks: Iterable[Block], shape: tuple[int, int], nnz: int, backend: str):
+    """Fill one CSR matrix from blocks, where it lies, so that it is in memory once.
+
+    Parameters
+    ----------
+    blocks
+        Blocks of its cells, in order; float32.
+    shape
+        Cells and genes.
+    nnz
+        Non-zeros.
+    backend
+        Where the matrix and the blocks lie.
+
+    Returns
+    -------
+    float32 CSR; None if the blocks do not have as many non-zeros.
+    """
+    xp = arrays(backend)
+    places = xp.int64 if nnz > GPU_MAX_NNZ else xp.int32
+    data = xp.empty(nnz, xp.float32)
+    indices = xp.empty(nnz, xp.int32)
+    indptr = xp.zeros(shape[0] + 1, places)
+    filled = 0
+    for block in blocks:
+        end = filled + len(block.data)
+        if end > nnz:
+            return None
+        data[filled:end] = block.data
+        indices[filled:end] = block.indices
+        indptr[block.start + 1 : block.stop + 1] = block.indptr[1:].astype(places) + filled
+        filled = end
+    return csr_matrix((data, indices, indptr), shape, backend) if filled == nnz else None
+
+
+def columns_of(matrix, genes: np.ndarray, backend: str):
+    """Take columns out of a matrix that is in memory, a block of rows at a time.
+
+    Parameters
+    ----------
+    matrix
+        float32 CSR, scipy's or CuPy's.
+    genes
+        Mask over its columns.
+    backend
+        Where it lies.
+
+    Returns
+    -------
+    CSR, all rows × genes taken.
+    """
+    xp = arrays(backend)
+    numbers = xp.asarray(np.flatnonzero(genes))
+    indptr = matrix.indptr if backend == "cpu" else matrix.indptr.get()
+    counted = xp.bincount(matrix.indices, minlength=matrix.shape[1])
+    nnz = int(counted[numbers].sum())
+
+    def blocks() -> Iterator[Block]:
+        for start, stop in row_ranges(indptr, BLOCK_NNZ):
+            part = matrix[start:stop][:, numbers]
+            yield Block(start, stop, part.data, part.indices, part.indptr)
+
+    return joined(blocks(), (matrix.shape[0], len(numbers)), nnz, backend)
 
 
 def log_normalize(block: Block, size_factor: np.ndarray):

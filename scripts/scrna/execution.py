@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scrna import machine
+from scrna import cache, machine
 from scrna.errors import UserError
 from scrna.host import GIB, Memory, gib
 from scrna.log import log
@@ -383,11 +383,13 @@ def decide(
     n_obs: int,
     n_vars: int = 0,
     nnz: int = 0,
+    kept: Mapping[str, tuple | None] | None = None,
     **settings,
 ) -> Choice:
     """Choose for the step that runs, and on the GPU wait for the memory that it needs.
 
-    Where the memory does not become free and ``auto`` was asked for, the step goes by blocks.
+    Matrices of earlier steps that are kept in memory go where it takes that. Where the memory does
+    not become free and ``auto`` was asked for, the step goes by blocks.
 
     Parameters
     ----------
@@ -398,6 +400,8 @@ def decide(
     n_obs, n_vars, nnz
         Cells, genes and non-zeros of the matrix that the step holds; cells alone for a step
         without a matrix.
+    kept
+        By mode, under which key `scrna.cache` keeps the step's own matrix, if it does.
     **settings
         The step's settings, as `scrna.sizes.step_bytes` takes them.
 
@@ -416,9 +420,13 @@ def decide(
     held = machine.pool_held() if gpu else 0
     read = partial(machine.available_memory, gpu, limit=_limit(backend))
     sizes = {"n_obs": n_obs, "n_vars": n_vars, "nnz": nnz, "backend": backend}
-    known = sizes | settings | {"total": _there_is(read(), held), "headroom": _limits.headroom}
+    there_is = _there_is(read(), held + cache.nbytes())
+    known = sizes | settings | {"total": there_is, "headroom": _limits.headroom}
     choice = choose(step, asked=asked, **known)
+    own = (kept or {}).get(choice.mode)
+    make_room(choice.needed - cache.nbytes_of(own), backend, but=own)
     if gpu is not None:
+        held = machine.pool_held() + cache.nbytes_of(own)
         wait = partial(machine.wait_for_memory, gpu, held=held, read=read)
         # where the GPU shares the host's memory, running out of it would freeze the host
         spare = _limits.headroom if gpu.unified else 0
@@ -435,6 +443,34 @@ def decide(
         log.info("%s", choice)
     note("execution", {key: value for key, value in asdict(choice).items() if key != "step"})
     return choice
+
+
+def make_room(needed: int, backend: str, *, but: tuple | None = None) -> None:
+    """Drop matrices that earlier steps have left in memory, as far as bytes are needed.
+
+    Parameters
+    ----------
+    needed, backend
+        How many, and where.
+    but
+        The key of one that stays.
+    """
+    if cache.nbytes():
+        cache.make_room(needed - usable_memory(backend), but=but)
+
+
+def make_room_for(step: str, backend: str, settings: dict[str, Any]) -> None:
+    """Drop such matrices as far as a step needs it that does not see the matrix.
+
+    Parameters
+    ----------
+    step, backend, settings
+        The rule, where it computes, and its settings. It has no more cells than the matrices.
+    """
+    n_obs, n_vars, nnz = cache.largest()
+    if n_obs and step not in MATRIX_STEPS:
+        sizes = {"n_obs": n_obs, "n_vars": n_vars, "nnz": nnz, "backend": backend}
+        make_room(step_bytes(step, **(settings | sizes)), backend)
 
 
 def usable_memory(backend: str) -> int:

@@ -10,6 +10,7 @@ import functools
 import importlib.metadata
 import inspect
 import json
+import logging
 import os
 import signal
 import sys
@@ -67,29 +68,45 @@ def step(function: Callable) -> Callable:
                 is_setting = parameter.kind is parameter.KEYWORD_ONLY
                 (settings if is_setting else files)[name] = value
         backend = settings.pop("backend", "cpu")
-        token = _record.set(
-            {
-                "step": function.__name__,
-                "backend": backend,
-                "parameters": _plain(settings),
-                "inputs": _digests(files),
-                "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
-                "clock": time.perf_counter(),
-            }
-        )
+        record = {
+            "step": function.__name__,
+            "backend": backend,
+            "parameters": _plain(settings),
+            "inputs": _digests(files),
+            "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "clock": time.perf_counter(),
+        }
+        token = _record.set(record)
+        keep_warnings = _keeping_warnings(record)
+        log.addFilter(keep_warnings)
         try:
             result = function(*bound.args, **bound.kwargs)
             log.info(
                 "%s done in %.1f s on the %s",
                 function.__name__,
-                time.perf_counter() - _record.get()["clock"],
+                time.perf_counter() - record["clock"],
                 backend.upper(),
             )
             return result
         finally:
+            log.removeFilter(keep_warnings)
             _record.reset(token)
 
     return wrapped
+
+
+def _keeping_warnings(record: dict[str, Any]) -> Callable[[logging.LogRecord], bool]:
+    """Make a filter of the log that lets all through and keeps what a step warns of, once each."""
+
+    def keep(said: logging.LogRecord) -> bool:
+        # what the libraries warn of comes from scrna.log
+        if said.levelno == logging.WARNING and said.module != "log":
+            warned = record.setdefault("warnings", [])
+            if (text := said.getMessage()) not in warned:
+                warned.append(text)
+        return True
+
+    return keep
 
 
 def provenance() -> dict[str, Any]:
@@ -98,8 +115,9 @@ def provenance() -> dict[str, Any]:
     Returns
     -------
     step, backend, parameters, inputs (digests by name), started (UTC), what `note` was given,
-    worker (``warm`` or ``own process``), seconds so far, device, the most memory in use on it so
-    far and the versions of the packages in use; empty outside a step.
+    warnings (what it has warned of so far, where it has), worker (``warm`` or ``own process``),
+    seconds so far, device, the most memory in use on it so far and the versions of the packages in
+    use; empty outside a step.
     """
     record = _record.get()
     if record is None:
@@ -202,9 +220,11 @@ def perform(function: Callable, job: Mapping[str, Any], worker: str = "own proce
         if backend is not None:
             _configure(job["config"])
         if is_warm:
+            from scrna import execution
             from scrna.worker import freed_memory
 
             stack.enter_context(freed_memory())
+            execution.make_room_for(function.__name__, backend, job["settings"])
         if backend == "gpu":
             from scrna.machine import MemoryPeak
 

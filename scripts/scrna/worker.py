@@ -43,13 +43,14 @@ def dask_setup(worker) -> None:
 
     Dask calls this in each of the run's own workers as it starts (preload).
     """
-    from scrna import backend
+    from scrna import backend, cache
 
     # With the process that started it; the kernel sees to that where Python is in a long call.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     send_logs([logging.StreamHandler(sys.stderr)])
     settings = json.loads(os.environ[SETTINGS_VARIABLE])
     backend.load(settings["backend"])
+    cache.start()
     if settings["backend"] == "gpu":
         step.start_gpu(**settings["gpu"])
     # One step at a time, on the first GPU; the next goes to whichever process is there then.

@@ -12,7 +12,7 @@ from scripts.neighbors import neighbors
 from scripts.normalize import normalize
 from scripts.pca import pca
 from scripts.qc import qc
-from scrna import backend, blocks, slots
+from scrna import backend, blocks, cache, slots
 from scrna import counts as counts_module
 from scrna.counts import Counts
 from scrna.simulate import Simulation
@@ -157,3 +157,42 @@ def test_approximate_neighbors_are_measured(files, settings, tmp_path, algorithm
     print(f"recall of {algorithm}: {found['recall']}")
     assert found["algorithm"] == algorithm
     assert found["recall"] > 0.9
+
+
+@pytest.mark.parametrize("execution", ["memory", "blocks"])
+def test_a_kept_matrix_gives_the_same_results(files, settings, tmp_path, execution, monkeypatch):
+    counts, folder = files
+    how = {"backend": "gpu", "execution": execution}
+    n_reads = []
+    read = Counts.read
+    monkeypatch.setattr(
+        Counts, "read", lambda *args, **more: n_reads.append(1) or read(*args, **more)
+    )
+
+    def results(name: str) -> dict:
+        place = tmp_path / name
+        place.mkdir()
+        asked = settings("hvg", n_top_genes=1000, batch_key=None)
+        hvg(*matrix_of(files), place / "hvg.h5", **asked, **how)
+        inputs = counts, folder / "qc.h5", *matrix_of(files)[1:], place / "hvg.h5"
+        pca(*inputs, place / "pca.h5", **settings("pca", n_comps=20, seed=0), **how)
+        asked = settings("markers", groupby="leiden", method="wilcoxon_binned")
+        tables = place / "markers.h5", place / "markers.csv"
+        markers(*matrix_of(files), folder / "leiden.h5", *tables, **asked, **how)
+        found = {slot: slots.read(place / "pca.h5", slot) for slot in ("obsm/X_pca", "varm/PCs")}
+        return found | {
+            "genes": slots.read(place / "hvg.h5", "var/highly_variable"),
+            "scores": pd.read_csv(place / "markers.csv")["scores"].to_numpy(),
+        }
+
+    cold = results("cold")
+    n_cold = len(n_reads)
+    cache.start()
+    try:
+        kept = results("kept")
+        assert cache.nbytes() > 0
+    finally:
+        cache.stop()
+    assert len(n_reads) - n_cold == n_cold / 3  # by hvg alone
+    for name, values in cold.items():
+        np.testing.assert_allclose(kept[name], values, rtol=1e-4, atol=1e-4, err_msg=name)

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import warnings
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -78,6 +79,31 @@ def test_what_a_step_finds_is_noted():
     note("recall", 1)  # outside a step: nowhere to go
     assert find()["recall"] == {"of": [0.97, "x"]}
     assert provenance() == {}
+
+
+def test_what_a_step_warns_of_is_kept_with_its_result(tmp_path):
+    @step
+    def warn(out):
+        log.info("all is well")
+        for n in (1, 2, 2):
+            log.warning("%d cells are odd", n)
+        warnings.warn("a library's own business", FutureWarning, stacklevel=1)
+        slots.write(out, {})
+
+    before = list(log.filters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        warnings.showwarning = scrna.log._log_warning
+        warn(tmp_path / "a.h5")
+    found = slots.provenance_of(tmp_path / "a.h5")["warnings"]
+    assert found == ["1 cells are odd", "2 cells are odd"]
+    assert log.filters == before
+
+    @step
+    def be_quiet():
+        return provenance()
+
+    assert "warnings" not in be_quiet()
 
 
 def test_there_is_no_provenance_outside_a_step_and_after_an_error():

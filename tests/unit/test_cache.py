@@ -1,0 +1,184 @@
+"""What a warm worker keeps from one step to the next: the same results, nothing stale."""
+
+import logging
+import shutil
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from scripts.hvg import hvg
+from scripts.markers import markers
+from scripts.normalize import normalize
+from scripts.pca import pca
+from scrna import blocks, cache, execution, machine, slots
+from scrna import counts as counts_module
+from scrna.counts import Counts
+from scrna.host import Memory
+
+MODES = ("memory", "blocks")
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(counts_module, "BLOCK_NNZ", 15_000)
+
+
+@pytest.fixture
+def warm():
+    cache.start()
+    yield
+    cache.stop()
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Ranges of cells that were read from disk."""
+    spans = []
+    read = Counts.read
+
+    def counted(self, start, stop, *args, **kwargs):
+        spans.append((start, stop))
+        return read(self, start, stop, *args, **kwargs)
+
+    monkeypatch.setattr(Counts, "read", counted)
+    return spans
+
+
+@pytest.fixture(scope="module")
+def clusters(tmp_path_factory, simulated):
+    path = tmp_path_factory.mktemp("clusters") / "leiden.h5"
+    types = simulated.kept.obs["cell_type"].cat.codes.to_numpy()
+    slots.write(path, {"obs/leiden": slots.Categories(types, list("0123"))})
+    return path
+
+
+def n_blocks(simulated) -> int:
+    cells, _ = counts_module.kept(simulated.filtered)
+    return len(Counts(simulated.counts).ranges(cells))
+
+
+def analysed(simulated, clusters, settings, folder, mode) -> dict[str, str]:
+    """Run the three steps that see the matrix; the digests of all that they find."""
+    folder.mkdir()
+    files = simulated.counts, simulated.filtered, simulated.normalized
+    how = {"backend": "cpu", "execution": mode}
+    hvg(*files, folder / "hvg.h5", **settings("hvg", n_top_genes=150), **how)
+    inputs = simulated.counts, simulated.qc, *files[1:], folder / "hvg.h5", folder / "pca.h5"
+    pca(*inputs, **settings("pca", n_comps=10), seed=0, **how)
+    asked = settings("markers", method="t-test", groupby="leiden")
+    markers(*files, clusters, folder / "markers.h5", folder / "markers.csv", **asked, **how)
+    return {name: slots.digest_of(folder / f"{name}.h5") for name in ("hvg", "pca", "markers")}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_matrix_is_read_once_and_the_results_are_the_same(
+    simulated, clusters, settings, tmp_path, reads, mode, warm
+):
+    kept = analysed(simulated, clusters, settings, tmp_path / "kept", mode)
+    assert len(reads) == n_blocks(simulated)  # by hvg, and by nothing after it
+    cache.stop()
+    cold = analysed(simulated, clusters, settings, tmp_path / "cold", mode)
+    assert len(reads) == 4 * n_blocks(simulated)
+    assert kept == cold
+    how = {
+        name: slots.provenance_of(tmp_path / f"{name}/markers.h5")["matrix"]
+        for name in ("kept", "cold")
+    }
+    assert how == {"kept": "kept in memory", "cold": "read"}
+
+
+def opened(simulated, *, mode="memory", **changed):
+    files = simulated._asdict() | changed
+    asked = {"backend": "cpu", "asked": mode, "method": "t-test"}
+    return blocks.matrix(
+        "markers", files["counts"], files["filtered"], files["normalized"], **asked
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_another_filter_or_factor_is_another_matrix(simulated, tmp_path, reads, mode, warm):
+    def total(**changed) -> float:
+        with opened(simulated, mode=mode, **changed) as matrix:
+            return float(matrix.sum() if mode == "memory" else matrix.map_blocks(_sums).sum())
+
+    first = total()
+    n_reads = len(reads)
+    assert total() == first
+    assert len(reads) == n_reads
+    other = tmp_path / "normalize.h5"
+    normalize(simulated.counts, simulated.filtered, other, target_sum=500, backend="cpu")
+    assert total(normalized=other) < 0.8 * first
+    copied = tmp_path / "same.h5"  # of the same content
+    shutil.copy(simulated.normalized, copied)
+    n_reads = len(reads)
+    assert total(normalized=copied) == first
+    assert len(reads) == n_reads
+
+
+def _sums(block):
+    return np.array([[block.sum()]])
+
+
+def test_a_matrix_that_was_written_into_is_read_again(simulated, reads, warm, caplog):
+    with opened(simulated) as matrix:
+        before = matrix.copy()
+        matrix.data[3] = 7
+    n_reads = len(reads)
+    with caplog.at_level(logging.INFO, "scrna"), opened(simulated) as matrix:
+        assert (matrix != before).nnz == 0
+    assert len(reads) > n_reads
+    assert "written into" in caplog.text
+
+
+def test_nothing_is_kept_where_there_is_no_worker(simulated, reads):
+    for _ in range(2):
+        with opened(simulated):
+            pass
+    assert cache.nbytes() == 0
+    assert len(reads) == 2 * n_blocks(simulated)
+
+
+def matrices(n: int) -> list:
+    return [sp.random(100, 20, 0.2, "csr", dtype=np.float32, random_state=i) for i in range(n)]
+
+
+def test_what_was_used_longest_ago_goes_first(warm):
+    for name, matrix in zip("abc", matrices(3), strict=True):
+        cache.put((name,), [matrix])
+    one = cache.nbytes_of(("a",))
+    assert cache.nbytes() == 3 * one > 3 * 8 * 400
+    assert cache.get(("a",)).shape == (100, 20)  # now b is the oldest
+    cache.make_room(0)
+    assert cache.nbytes() == 3 * one
+    cache.make_room(1)
+    assert (cache.get(("b",)), cache.nbytes()) == (None, 2 * one)
+    cache.make_room(10**9, but=("c",))
+    assert (cache.get(("a",)), cache.nbytes()) == (None, one)
+    assert cache.largest() == (100, 20, 400)
+
+
+@pytest.mark.parametrize(("free", "n_kept"), [(10**9, 1), (10**4, 0)])
+def test_a_step_gets_the_memory_that_it_needs(monkeypatch, warm, free, n_kept):
+    cache.put(("old",), matrices(1))
+    there = Memory(10**10, free, "a test")
+    monkeypatch.setattr(machine, "available_memory", lambda *_, **__: there)
+    execution.configure(headroom_gb=0)
+    execution.make_room_for("umap", "cpu", {"n_neighbors": 15, "seed": 0, "backend": "cpu"})
+    assert (cache.nbytes() > 0) == n_kept
+    execution.decide("hvg", backend="cpu", n_obs=1000, n_vars=100, nnz=10**5, asked="auto")
+    assert (cache.nbytes() > 0) == n_kept
+
+
+def test_nothing_is_kept_that_leaves_too_little(simulated, monkeypatch, warm):
+    monkeypatch.setattr(execution, "usable_memory", lambda _: 0)
+    with opened(simulated):
+        assert cache.nbytes() == 0
+
+
+def test_columns_are_those_of_the_matrix():
+    (matrix,) = matrices(1)
+    genes = np.arange(20) % 3 == 0
+    found = counts_module.columns_of(matrix, genes, "cpu")
+    assert (found != matrix[:, genes]).nnz == 0
+    assert found.dtype == np.float32
