@@ -91,7 +91,8 @@ def filter_cells(
             "var/n_cells_kept": n_cells,
         },
     )
-    log.info("%s of %s cells stay\n%s", f"{n_kept:,}", f"{len(keep):,}", as_text(rows))
+    taken = "; ".join(in_words(row) for row in rows if row["cells"]) or "none breaks a bound"
+    log.info("%s of %s cells kept; %s", f"{n_kept:,}", f"{len(keep):,}", taken)
     log.info(
         "%s of %s genes stay: in at least %s cells",
         f"{keep_genes.sum():,}",
@@ -156,6 +157,14 @@ def as_text(rows: list[dict]) -> str:
         f"{row['cells_by_this_alone']:,} by itself"
         for row in rows
     )
+
+
+def in_words(row: dict) -> str:
+    """Tell what a bound took, as a biologist says it: ``57 over 5 % mt``."""
+    kind, what = row["criterion"].split("_", 1)
+    where = "under" if kind == "min" else "over"
+    unit = what.replace("pct_", "% ")
+    return f"{row['cells']:,} {where} {row['bound']:g} {unit}"
 
 
 def cells_per_gene(store: Counts, n_cells: np.ndarray, keep: np.ndarray) -> np.ndarray:

@@ -24,11 +24,15 @@ _SIGNS = {
     "stopped": r"\Astopped by Ctrl-C",
     "worker": r"worker's process died|the run's worker (is gone|ended|did not start)|worker died",
     "disk": r"No space left on device|\bENOSPC\b|Disk quota exceeded|errno = 28\b",
+    "file size": r"\bEFBIG\b|errno = 27\b|[Ff]ile too large",
+    "rights": r"\bPermissionError\b|Permission denied|Read-only file system|errno = (13|30)\b",
     "no GPU": r"cudaErrorNoDevice|no CUDA-capable device|cudaErrorInsufficientDriver"
     r"|driver version is insufficient|cudaErrorSystemDriverMismatch|libcuda\.so.*cannot open",
     "GPU memory": r"cudaErrorMemoryAllocation|CUDA.*out of memory|out_of_memory: CUDA"
     r"|cupy\S*OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED|Maximum (memory )?pool size exceeded",
-    "memory": r"\bMemoryError\b|std::bad_alloc|Unable to allocate|Cannot allocate memory",
+    "threads": r"can't start new thread|Thread creation failed|Resource temporarily unavailable",
+    "memory": r"\bMemoryError\b|std::bad_alloc|Unable to allocate|Cannot allocate memory"
+    r"|failed to map segment",
 }
 #: The same where a step had no time to say anything: what Snakemake or SLURM say of its process.
 _ENDS = {
@@ -144,6 +148,13 @@ def advice(cause: str, rule: str) -> str:
         "(nvidia-smi tells). Put that right, or set backend: cpu",
         "disk": "The disk is full. Make room where results/, resources/ and the temporary folder "
         "($TMPDIR, else /tmp) lie: df -h . /tmp shows how much is free",
+        "file size": "A file grew larger than is allowed here: ulimit -f shows the shell's limit, "
+        "and some file systems have one of their own. Raise it, or work in another folder",
+        "rights": "A file or folder may not be read or written by you: ls -l shows whose it is. "
+        "Get the right to it, or work in a folder of your own",
+        "threads": "The system lets you start no more threads. End other programs of yours, run "
+        "one step at a time (--cores 1), or raise the limit (ulimit -u and -v; a container has its "
+        "own)",
         "time": "The cluster ended this step because its time was over. Give it more minutes "
         "(--set-resources runtime)",
         "crashed": "A library or the GPU's driver crashed. Run the same command again. If it "
@@ -188,7 +199,9 @@ def failure_lines(
         lines += [f"  its log: {one.job.log}"] if one.job.log else []
     if found:
         waiting = sorted(job.label for job in left)
-        shown = ", ".join(waiting[:5]) + (" …" if len(waiting) > 5 else "")
+        shown = ", ".join(waiting[:5])
+        if len(waiting) > 5:
+            shown = f"{len(waiting):,} steps: {shown} …"
         lines += ["", f"Left to do: {shown}."] if waiting else [""]
         lines += ["What is done stays; the same command goes on from there."]
     return lines

@@ -94,8 +94,13 @@ def fetch(
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    sha = hashlib.sha256()
+    label, total = f"SHA-256 of {path.name.removesuffix('.part')}", path.stat().st_size / 1e6
+    with path.open("rb") as file, Progress(label, total=total, unit="MB") as progress:
+        while block := file.read(_BLOCK):
+            sha.update(block)
+            progress.update(len(block) / 1e6)
+    return sha.hexdigest()
 
 
 def _receive_all(url: str, part: Path, sleep: Callable[[float], None]) -> None:

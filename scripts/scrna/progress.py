@@ -1,4 +1,4 @@
-"""Progress of long work as a few log lines: several rules share one terminal, so no bars."""
+"""Progress of long work: a bar where there is a terminal (`scrna.log`), a few lines in the logs."""
 
 import time
 from collections.abc import Callable
@@ -6,17 +6,22 @@ from numbers import Integral
 from types import TracebackType
 from typing import Self
 
-from scrna.log import log
+from scrna.log import BAR, bar_state, progress_log
 
 _FIRST = 5.0  # seconds before the first line: what is done by then needs none
-_EVERY = 10.0  # seconds between lines
+_EVERY = 10.0  # seconds between lines, and
+_SHARE = 1 / 6  # of the time so far, so that a night's work is no thousand lines, but at most
+_RARELY = 300.0
+_FIRST_BAR = 1.0
+_REDRAW = 0.5
 
 
 class Progress:
-    """Log how far long work has come, how fast it goes and how long it will take.
+    """Tell how far long work has come, how fast it goes and how long it will take.
 
-    The first line comes after about 5 s, then at most one every 10 s, and a closing line where any
-    came before; short work logs nothing. An exception ends it without a closing line.
+    In the log, the first line comes after about 5 s, then at most one every 10 s, less often the
+    longer it takes, and a closing line where any came before; short work logs nothing. The bar
+    comes after 1 s. An exception ends both without a closing line.
 
     Parameters
     ----------
@@ -49,34 +54,26 @@ class Progress:
         self._clock = clock
         self._start = clock()
         self._next = self._start + _FIRST
-        self._has_logged = False
+        self._next_bar = self._start + _FIRST_BAR
+        self._has_logged = self._has_drawn = False
 
     def __enter__(self) -> Self:
         return self
 
     def update(self, n: float) -> None:
-        """Count `n` more units as done, and log a line if one is due."""
+        """Count `n` more units as done; log a line and draw the bar anew if they are due."""
         self.done += n
         now = self._clock()
-        if now < self._next or self.done == self.total:  # the closing line tells the end
-            return
-        self._next = now + _EVERY
-        self._has_logged = True
-        rate = self._rate(now)
-        if not self.total:
-            log.info("%s: %s %s, %s", self.label, _number(self.done), self.unit, self._speed(rate))
-            return
-        left = f", {duration((self.total - self.done) / rate)} left" if rate > 0 else ""
-        log.info(
-            "%s: %s of %s %s (%.0f%%), %s%s",
-            self.label,
-            _number(self.done),
-            _number(self.total),
-            self.unit,
-            100 * self.done / self.total,
-            self._speed(rate),
-            left,
-        )
+        if now >= self._next_bar:
+            self._next_bar = now + _REDRAW
+            self._has_drawn = True
+            fraction = self.done / self.total if self.total else None
+            progress_log.log(BAR, "%s", bar_state(fraction, self.label, self._state(now)))
+        if now >= self._next and self.done != self.total:  # the closing line tells the end
+            self._next = now + min(max(_EVERY, _SHARE * (now - self._start)), _RARELY)
+            self._has_logged = True
+            share = f" ({100 * self.done / self.total:.0f}%)" if self.total else ""
+            progress_log.info("%s: %s", self.label, self._state(now, share))
 
     def __exit__(
         self,
@@ -84,9 +81,11 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._has_drawn:
+            progress_log.log(BAR, "")
         if kind is None and self._has_logged:
             now = self._clock()
-            log.info(
+            progress_log.info(
                 "%s: %s %s in %s, %s",
                 self.label,
                 _number(self.done),
@@ -94,6 +93,14 @@ class Progress:
                 duration(now - self._start),
                 self._speed(self._rate(now)),
             )
+
+    def _state(self, now: float, share: str = "") -> str:
+        rate = self._rate(now)
+        done, speed = _number(self.done), self._speed(rate)
+        if not self.total:
+            return f"{done} {self.unit}, {speed}"
+        left = f", {duration((self.total - self.done) / rate)} left" if rate > 0 else ""
+        return f"{done} of {_number(self.total)} {self.unit}{share}, {speed}{left}"
 
     def _rate(self, now: float) -> float:
         return (self.done - self._before) / max(now - self._start, 1e-9)

@@ -64,6 +64,12 @@ def ended(job: Job, how: str, message: str = "None", script: str = "umap") -> st
         (RuntimeError("CUDA driver version is insufficient for CUDA runtime version"), "no GPU"),
         (OSError(28, "No space left on device"), "disk"),
         (OSError(122, "Disk quota exceeded"), "disk"),
+        (OSError(27, "File too large"), "file size"),
+        (OSError("Unable to extend file (errno = 27, error message = '')"), "file size"),
+        (PermissionError(13, "Permission denied", "counts.zarr"), "rights"),
+        (OSError(30, "Read-only file system"), "rights"),
+        (RuntimeError("can't start new thread"), "threads"),
+        (ImportError("_trlib.so: failed to map segment from shared object"), "memory"),
         (UserError("toy: no cell is left. Lower filter.min_genes"), "user"),
         (UserError("toy: 3 GB are missing: No space left on device"), "user"),
         (UserError("the worker's process died while it ran this step: out of memory"), "worker"),
@@ -139,7 +145,7 @@ def test_lines_of_what_failed_and_what_is_left(job):
         "    Lower filter.min_genes",
         f"  its log: {job.log}",
         "",
-        "Left to do: final toy0, final toy1, final toy2, final toy3, final toy4 ….",
+        "Left to do: 7 steps: final toy0, final toy1, final toy2, final toy3, final toy4 ….",
         "What is done stays; the same command goes on from there.",
     ]
     assert failure_lines([stopped], left) == []

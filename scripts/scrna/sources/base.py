@@ -117,6 +117,8 @@ def intact(where: str) -> Iterator[None]:
     """Turn what a damaged file raises into a message."""
     try:
         yield
+    except PermissionError:
+        raise
     except (OSError, EOFError, zlib.error, KeyError) as error:
         why = "the file is damaged or cut off; get it again"
         if "filter" in str(error) or "plugin" in str(error):

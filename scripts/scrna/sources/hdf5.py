@@ -27,6 +27,8 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
     """Open an HDF5 file for reading, or say why it cannot be."""
     try:
         file = h5py.File(path, "r")
+    except PermissionError:
+        raise
     except OSError as error:
         msg = f"{path} does not open as HDF5, it is damaged or cut off; get it again ({error})"
         raise UserError(msg) from error
