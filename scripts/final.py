@@ -70,12 +70,13 @@ def final(
     UserError
         If there is no such clustering or cluster.
     """
-    from anndata.io import write_elem
+    import anndata as ad
 
     cells, genes = kept(filtered)
     parts = gather([filtered, normalized, *steps], cells, genes)
     store = Counts(counts)
-    obs, var = (store.table(slot).loc[mask] for slot, mask in (("obs", cells), ("var", genes)))
+    masks = {"obs": cells, "var": genes}
+    obs, var = (readable(store.table(slot).loc[mask]) for slot, mask in masks.items())
     for slot, table in (("obs", obs), ("var", var)):
         if replaced := [name for name in parts[slot] if name in table]:
             log.warning("%s of the source is replaced: %s", slot, ", ".join(replaced))
@@ -84,22 +85,52 @@ def final(
     for clustering, names in (annotations or {}).items():
         obs = annotated(obs, clustering, names)
     if X:
-        parts["uns"]["log1p"] = {}
+        parts["uns"]["log1p"] = {"base": np.e}  # scanpy's own None is unknown to older readers
     parts["uns"]["provenance"]["convert"] = json.dumps(store.summary)
     parts["uns"]["provenance"]["final"] = json.dumps(provenance())
-    with new_store(out) as root:
+    with new_store(out) as root, ad.settings.override(allow_write_nullable_strings=False):
         _write_matrices(root, store, cells, genes, normalized, X, counts_layer)
         write_tables(root, obs, var)
         for slot in ("obsm", "varm", "obsp", "uns"):
-            write_elem(root, slot, parts[slot])
+            ad.io.write_elem(root, slot, parts[slot])
     log.info(
-        "%s: %s cells × %s genes, %s MB; obs %s; obsm %s",
+        "%s: %s cells × %s genes, %s MB; clusters in obs %s; embeddings in obsm %s",
         out,
         *(f"{len(each):,}" for each in (obs, var)),
         f"{bytes_on_disk(out) / 1e6:,.0f}",
-        ", ".join(obs),
+        ", ".join(name for name in obs if is_clustering(name.removesuffix("_pca"))),
         ", ".join(parts["obsm"]),
     )
+
+
+def readable(table):
+    """Give the columns of a table types that every reader of AnnData files knows.
+
+    Parameters
+    ----------
+    table
+        Of the kept cells or genes.
+
+    Returns
+    -------
+    The table, without categories that none of its rows has, as AnnData cuts one, and without
+    pandas' nullable types, which R's readers and the CELLxGENE viewer do not know: numbers with
+    missing ones are fractions with NaN, flags with missing ones categories.
+    """
+    import pandas as pd
+
+    for name, values in table.items():
+        dtype = values.dtype
+        if isinstance(dtype, pd.BooleanDtype):
+            is_whole = not values.hasnans
+            table[name] = (
+                values.astype(bool) if is_whole else values.astype("str").astype("category")
+            )
+        elif isinstance(dtype, pd.CategoricalDtype):
+            table[name] = values.cat.remove_unused_categories()
+        elif pd.api.types.is_integer_dtype(dtype) and not isinstance(dtype, np.dtype):
+            table[name] = values.astype(float if values.hasnans else dtype.numpy_dtype)
+    return table
 
 
 def annotated(obs, clustering: str, names: dict[str, str]):

@@ -1,43 +1,76 @@
 """The final AnnData as one ``.h5ad`` file, for tools that do not read zarr.
 
+It is made to be read widely: no encoding younger than AnnData 0.8, int32 columns of the matrices,
+and what the CELLxGENE viewer and R's readers ask for. ``docs/explore.md`` says how each opens it.
+
 Settings: ``final.h5ad`` asks for it. Input: ``final.zarr``. Output: ``final.h5ad``.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scrna.files import replacing
 from scrna.log import log
+from scrna.progress import Progress
 from scrna.step import run, step
+
+if TYPE_CHECKING:
+    import h5py
+    import zarr
 
 
 @step
 def h5ad(store: Path, out: Path) -> None:
-    """Write an AnnData store as an h5ad, its matrices block by block.
+    """Write an AnnData store as an h5ad, its matrices a shard at a time.
 
     Parameters
     ----------
     store
-        An AnnData zarr store.
+        An AnnData zarr store; X and layers are CSR.
     out
         The h5ad.
     """
+    import anndata as ad
     import h5py
     import zarr
-    from anndata.experimental import read_elem_lazy
-    from anndata.io import read_elem, write_elem
 
-    group = zarr.open_group(store, mode="r")
-    with replacing(out) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs.update(dict(group.attrs))
-        for slot in group:
-            if slot == "X":
-                write_elem(file, slot, read_elem_lazy(group[slot]))
-            elif slot == "layers":
-                layers = {name: read_elem_lazy(group[slot][name]) for name in group[slot]}
-                write_elem(file, slot, layers)
-            else:
-                write_elem(file, slot, read_elem(group[slot]))
-    log.info("%s: %s MB", out, f"{out.stat().st_size / 1e6:,.0f}")
+    source = zarr.open_group(store, mode="r")
+    matrices = ["X"] if "X" in source else []
+    matrices += [f"layers/{name}" for name in source["layers"]]
+    total = sum(array.nbytes for name in matrices for _, array in source[name].arrays())
+    with (
+        ad.settings.override(allow_write_nullable_strings=False),
+        replacing(out) as temporary,
+        h5py.File(temporary, "w") as file,
+        Progress("h5ad", total=total / 1e6, unit="MB") as progress,
+    ):
+        file.attrs.update(dict(source.attrs))
+        shape = []
+        for slot in ("obs", "var", "obsm", "varm", "obsp", "varp", "uns"):
+            value = ad.io.read_elem(source[slot])
+            ad.io.write_elem(file, slot, value)
+            shape += [len(value)] if slot in ("obs", "var") else []
+        ad.io.write_elem(file, "layers", {})
+        for name in matrices:
+            _copy(source[name], file.create_group(name), progress)
+    log.info(
+        "%s: %s cells × %s genes, %s MB",
+        out,
+        *(f"{n:,}" for n in shape),
+        f"{out.stat().st_size / 1e6:,.0f}",
+    )
+
+
+def _copy(matrix: "zarr.Group", target: "h5py.Group", progress: Progress) -> None:
+    """Copy a CSR matrix with the types that it has, a shard after another."""
+    target.attrs.update(dict(matrix.attrs))
+    for part, array in matrix.arrays():
+        copied = target.create_dataset(part, shape=array.shape, dtype=array.dtype)
+        n = (array.shards or array.chunks)[0]
+        for start in range(0, array.shape[0], n):
+            piece = array[start : start + n]
+            copied[start : start + n] = piece
+            progress.update(piece.nbytes / 1e6)
 
 
 if __name__ == "__main__":

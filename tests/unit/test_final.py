@@ -1,10 +1,9 @@
-"""The one AnnData at the end: complete, true to its sources, and ready for scanpy."""
+"""The one AnnData at the end: complete and true to its sources."""
 
 import json
 from importlib.metadata import version
 
 import anndata as ad
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
@@ -30,15 +29,6 @@ def plain(demo):
     """The demo without integration."""
     before = [path for path in demo.steps if path.parent.name != "harmony"]
     return ad.read_zarr(demo.final("plain.zarr", before))
-
-
-@pytest.fixture
-def plots(monkeypatch):
-    mpl.use("Agg")
-    yield
-    import matplotlib.pyplot as plt
-
-    plt.close("all")
 
 
 # ---------------------------------------------------------------------------------- the matrices
@@ -219,87 +209,7 @@ def test_the_provenance_of_every_step(demo, whole):
     assert known["convert"]["digest"] == known["qc"]["inputs"]["counts"]
 
 
-# ---------------------------------------------------------------------------- what scanpy does
-
-
-@pytest.mark.parametrize(
-    ("function", "given"),
-    [
-        ("umap", {"color": ["leiden", "batch", "MARK1-1"]}),
-        ("umap", {"color": "dpt_pseudotime"}),
-        ("tsne", {"color": "cell_type"}),
-        ("pca", {"color": "leiden"}),
-        ("diffmap", {"color": "leiden"}),
-        ("embedding", {"basis": "X_pca_harmony", "color": "leiden"}),
-        ("embedding", {"basis": "umap_pca", "color": "leiden_pca"}),
-        ("embedding", {"basis": "tsne_pca", "color": "louvain_pca"}),
-        ("embedding", {"basis": "diffmap_pca", "color": "dpt_pseudotime_pca"}),
-        ("umap", {"color": "leiden", "edges": True}),
-        ("embedding", {"basis": "umap_pca", "edges": True, "neighbors_key": "neighbors_pca"}),
-        ("pca_variance_ratio", {}),
-        ("pca_loadings", {}),
-        ("highly_variable_genes", {}),
-        ("rank_genes_groups", {}),
-        ("rank_genes_groups", {"key": "rank_genes_groups_pca"}),
-        ("rank_genes_groups_dotplot", {"n_genes": 3, "dendrogram": False}),
-        (
-            "rank_genes_groups_dotplot",
-            {"n_genes": 3, "dendrogram": False, "key": "rank_genes_groups_pca"},
-        ),
-        ("rank_genes_groups_matrixplot", {"n_genes": 3, "dendrogram": False}),
-        ("paga", {}),
-        ("violin", {"keys": ["total_counts", "pct_counts_mt"], "groupby": "batch"}),
-        ("violin", {"keys": ["n_genes_by_counts"]}),
-        ("scatter", {"x": "total_counts", "y": "n_genes_by_counts", "color": "pct_counts_mt"}),
-        ("dotplot", {"var_names": ["MARK1-1", "MARK2-1"], "groupby": "leiden"}),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "-".join(map(str, value.values())),
-)
-def test_scanpy_plots_it(whole, plots, function, given):
-    getattr(sc.pl, function)(whole.copy(), show=False, **given)
-    assert mpl.pyplot.gcf().axes
-
-
-def test_scanpy_plots_the_one_without_integration(plain, plots):
-    adata = plain.copy()
-    sc.pl.umap(adata, color="leiden", show=False)
-    sc.pl.pca_variance_ratio(adata, show=False)
-    sc.pl.rank_genes_groups_dotplot(adata, n_genes=2, dendrogram=False, show=False)
-    sc.pl.paga(adata, show=False)
-    sc.pl.paga_compare(adata, basis="umap", show=False)
-
-
-def test_scanpy_goes_on_from_either_graph(demo, whole):
-    adata = whole.copy()
-    own = {"resolution": 0.6, "flavor": "igraph", "n_iterations": -1, "directed": False}
-    sc.tl.leiden(adata, key_added="again", random_state=0, **own)
-    sc.tl.leiden(adata, key_added="again_pca", random_state=0, neighbors_key="neighbors_pca", **own)
-    for suffix in ("", "_pca"):
-        table = pd.crosstab(adata.obs[f"leiden{suffix}"], adata.obs[f"again{suffix}"])
-        assert (table > 0).sum().max() == 1
-    sc.tl.umap(adata, neighbors_key="neighbors_pca", maxiter=5)
-    sc.tl.umap(adata, maxiter=5)
-    sc.tl.paga(adata, groups="leiden_pca", neighbors_key="neighbors_pca")
-    np.testing.assert_allclose(
-        adata.uns["paga"]["connectivities"].toarray(),
-        whole.uns["paga_pca"]["connectivities"].toarray(),
-    )
-
-
-def test_scanpy_goes_on_from_the_root(whole):
-    adata = whole.copy()
-    sc.tl.dpt(adata)
-    assert adata.obs["dpt_pseudotime"].iloc[int(whole.uns["iroot"])] == 0
-
-
-def test_scanpy_ranks_genes_without_complaint(whole, caplog):
-    adata = whole.copy()
-    sc.tl.rank_genes_groups(adata, "leiden", method="wilcoxon")
-    ours, theirs = (sc.get.rank_genes_groups_df(a, "0") for a in (whole, adata))
-    assert list(ours["names"].head(20)) == list(theirs["names"].head(20))
-    np.testing.assert_allclose(
-        ours["logfoldchanges"].head(20), theirs["logfoldchanges"].head(20), rtol=1e-3
-    )
+# ------------------------------------------------------------------------------------ what it is
 
 
 def test_steps_may_be_missing(demo):

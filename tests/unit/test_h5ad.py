@@ -4,8 +4,10 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import sparse
 
 from scripts.h5ad import h5ad
+from scrna.store import CSRWriter, new_store, write_tables
 
 pytest_plugins = ["tests.unit.fixtures"]
 
@@ -50,6 +52,20 @@ def test_both_hold_the_same(both):
         assert_same(zarr.X, hdf5.X)
     for slot in ("layers", "obsm", "varm", "obsp", "uns"):
         assert_same(dict(getattr(zarr, slot)), dict(getattr(hdf5, slot)), slot)
+
+
+def test_a_matrix_of_many_shards(tmp_path):
+    X = sparse.random(90, 40, 0.3, "csr", dtype=np.float32, rng=np.random.default_rng(0))
+    names = [pd.DataFrame(index=[f"{i}" for i in range(n)]) for n in X.shape]
+    with new_store(tmp_path / "a.zarr") as root:
+        with CSRWriter(root, "X", n_vars=40, dtype=np.float32, chunk=50, chunks_per_shard=2) as out:
+            out.append(X)
+            out.close()
+        write_tables(root, *names)
+    h5ad(tmp_path / "a.zarr", tmp_path / "a.h5ad")
+    found = ad.read_h5ad(tmp_path / "a.h5ad")
+    assert_same(found.X, X)
+    assert list(found.obs_names) == list(names[0].index)
 
 
 def test_an_older_file_is_replaced(demo, tmp_path):
