@@ -58,7 +58,14 @@ rule figures:
         hvg=rules.hvg.output.out,
         steps=figure_files,
     output:
-        out=directory("results/{dataset}/figures"),
+        out=report(
+            directory("results/{dataset}/figures"),
+            patterns=["{name}.png"],
+            caption="captions/figures.rst",
+            category="{dataset}",
+            subcategory="Figures",
+            labels={"figure": "{name}"},
+        ),
     log:
         "logs/{dataset}/figures.log",
     benchmark:
@@ -75,3 +82,75 @@ rule figures:
         "{wildcards.dataset}: pictures"
     script:
         "../scripts/figures.py"
+
+
+rule marker_figures:
+    input:
+        counts=rules.convert.output.counts,
+        filtered=rules.filter.output.out,
+        normalized=rules.normalize.output.out,
+        table=rules.markers.output.table,
+        umap=rules.umap.output.out,
+        clusters=marker_groups,
+    output:
+        out=report(
+            directory("results/{dataset}/{rep}/figures"),
+            patterns=["{name}.png"],
+            caption="captions/marker_figures.rst",
+            category="{dataset}",
+            subcategory="Figures",
+            labels={"figure": "{name}", "representation": "{rep}"},
+        ),
+    log:
+        "logs/{dataset}/{rep}/marker_figures.log",
+    benchmark:
+        "benchmarks/{dataset}/{rep}/marker_figures.tsv"
+    conda:
+        environment
+    threads: 1
+    resources:
+        mem_mb=memory("marker_figures"),
+    params:
+        settings=settings("marker_figures"),
+        code=code("marker_figures"),
+    message:
+        "{wildcards.dataset}/{wildcards.rep}: pictures of genes"
+    script:
+        "../scripts/marker_figures.py"
+
+
+rule report:
+    input:
+        counts=rules.convert.output.counts,
+        filtered=rules.filter.output.out,
+        normalized=rules.normalize.output.out,
+        steps=step_files,
+        filter_table=rules.filter.output.table,
+        marker_tables=marker_tables,
+        figures=figure_folders,
+    output:
+        out=report(
+            "results/{dataset}/report.html",
+            caption="captions/report.rst",
+            category="{dataset}",
+            subcategory="Report",
+            labels={"file": "report"},
+        ),
+    log:
+        "logs/{dataset}/report.log",
+    benchmark:
+        "benchmarks/{dataset}/report.tsv"
+    conda:
+        environment
+    threads: 1
+    resources:
+        mem_mb=memory("report"),
+    params:
+        settings=settings("report"),
+        code=code("report"),
+        page=page_digest(),
+        untracked=as_used,
+    message:
+        "{wildcards.dataset}: the report"
+    script:
+        "../scripts/report.py"

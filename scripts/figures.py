@@ -1,30 +1,37 @@
-"""Pictures of a dataset, as PNG files in one folder.
+"""Pictures of a dataset, in one folder.
 
 ``qc_violins`` (before the filter, with its bounds), ``qc_scatter`` (kept and removed cells),
 ``filter`` (what each bound took), ``hvg``, ``pca_variance``, ``umap`` and, where it is computed,
 ``tsne`` (by cluster, batch, label and qc columns; before and after integration side by side),
 ``clusters_by_COLUMN`` for each batch column and the label, and ``trajectory`` where it is computed.
 They are drawn from step files and columns of obs, never from the matrix. Up to 100,000 cells each
-is drawn as a point; more are counted pixel by pixel (datashader).
+is drawn as a point; more are counted pixel by pixel (datashader). Pictures without a cloud of
+points are there as SVG too. Clusters that ``annotations`` name show as ``cell_type`` as well.
 
-Settings: section ``figures``, ``batch_key`` and ``label_key``. Inputs: ``counts.zarr`` (obs),
-``filter.csv`` and step files. Output: a folder.
+Settings: ``dpi`` and ``formats`` of section ``figures``, ``batch_key``, ``label_key`` and
+``annotations``. Inputs: ``counts.zarr`` (obs), ``filter.csv`` and step files. Output: a folder.
 """
 
-import json
 import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scrna import slots
+from scrna.celltypes import cell_types, place_of
 from scrna.counts import Counts, kept
 from scrna.files import replacing
 from scrna.log import log
 from scrna.step import provenance, run, step
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: As in `trajectory`: eigenvalues from here on are one.
+STATIONARY = 0.9994
 #: Column of qc → its name and unit in a picture.
 SHOWN = {"total_counts": "log10(1 + counts)", "pct_counts_mt": "mitochondrial counts (%)"}
 
@@ -40,8 +47,10 @@ def figures(
     out: Path,
     *,
     dpi: int,
+    formats: list[str],
     batch_key: list[str],
     label_key: str | None,
+    annotations: dict[str, dict[str, str]] | None = None,
 ) -> None:
     """Draw a dataset.
 
@@ -51,30 +60,38 @@ def figures(
         ``counts.zarr``, ``filter.csv`` and step files.
     steps
         The step files of the representations, each in its representation's folder: pca, umap,
-        leiden; tsne and trajectory where there are some.
+        leiden; louvain, tsne and trajectory where there are some.
     out
         The folder of pictures; one that is there is replaced.
     dpi
         Dots an inch.
+    formats
+        ``png``, and ``svg`` for pictures without a cloud of points.
     batch_key, label_key
         obs columns: batches, the first of which the violins go by; known cell types, or None.
+    annotations
+        Clustering of the final object → cluster → name.
+
+    Raises
+    ------
+    UserError
+        If the annotations name a cluster that there is not.
     """
     # which tells at its first import that it looks for fonts
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    from matplotlib import rc_context
+    from scrna.drawing import save_all
 
-    from scrna.drawing import STYLE
-
-    with replacing(out) as folder, rc_context(STYLE):
+    drawn = pictures(
+        *(counts, qc, filtered, table, hvg, steps),
+        batch_key=batch_key,
+        label_key=label_key,
+        annotations=annotations or {},
+    )
+    with replacing(out) as folder:
         folder.mkdir()
-        names = []
-        made = json.dumps(provenance())
-        for name, figure in pictures(
-            counts, qc, filtered, table, hvg, steps, batch_key=batch_key, label_key=label_key
-        ):
-            names.append(name)
-            figure.savefig(folder / f"{name}.png", dpi=dpi, metadata={"Provenance": made})
-    log.info("%d pictures in %s: %s", len(names), out, ", ".join(names))
+        save_all(folder, drawn, dpi=dpi, formats=formats, made=provenance())
+        names = [file.stem for file in folder.glob("*.png")]
+    log.info("%d pictures in %s: %s", len(names), out, ", ".join(sorted(names)))
 
 
 def pictures(
@@ -87,12 +104,13 @@ def pictures(
     *,
     batch_key: list[str],
     label_key: str | None,
+    annotations: dict[str, dict[str, str]],
 ) -> Iterator[tuple]:
     """Draw the pictures of a dataset one after another.
 
     Parameters
     ----------
-    counts, qc, filtered, table, hvg, steps, batch_key, label_key
+    counts, qc, filtered, table, hvg, steps, batch_key, label_key, annotations
         As in `figures`.
 
     Yields
@@ -109,6 +127,8 @@ def pictures(
     columns = list(dict.fromkeys([*batch_key, *([label_key] if label_key else [])]))
     groups = {name: as_groups(of) for name, of in Counts(counts).obs(columns).items()}
     batch = groups[batch_key[0]] if batch_key else None
+    if annotations and "cell_type" in groups:  # as in the final object
+        groups["cell_type_source"] = groups.pop("cell_type")
     yield "qc_violins", draw.qc_violins(quality, batch, removed)
     yield "qc_scatter", draw.qc_scatter(quality, cells, removed)
     yield "filter", draw.filter_bars(removed)
@@ -132,9 +152,10 @@ def pictures(
         name: draw.Embedding(name, coordinates(files, slot))
         for name, slot in {"UMAP": "umap", "t-SNE": "tsne"}.items()
     }
+    shown = annotated(files, annotations) | groups
     for name, points in embeddings.items():
         if points.of:
-            yield name.lower().replace("-", ""), draw.embedding(points, clusters, groups, values)
+            yield name.lower().replace("-", ""), draw.embedding(points, clusters, shown, values)
     for name, of in groups.items():
         safe = re.sub(r"[^\w.-]+", "_", name)
         yield f"clusters_by_{safe}", draw.cluster_table(clusters, of, name)
@@ -148,7 +169,9 @@ def pictures(
             for rep in links
             if "obs/dpt_pseudotime" in slots.names(files[rep, "trajectory"])
         }
-        yield "trajectory", draw.trajectory(embeddings["UMAP"], clusters, links, times)
+        diffmaps = {rep: diffusion_map(files[rep, "trajectory"]) for rep in times}
+        drawn = draw.trajectory(embeddings["UMAP"], clusters, links, times, diffmaps)
+        yield "trajectory", drawn
 
 
 def coordinates(files: dict[tuple[str, str], Path], name: str) -> dict[str, np.ndarray]:
@@ -159,6 +182,39 @@ def coordinates(files: dict[tuple[str, str], Path], name: str) -> dict[str, np.n
         for (rep, stem), file in files.items()
         if stem == name and slot in slots.names(file)
     }
+
+
+def diffusion_map(trajectory: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read the first two components of a diffusion map along which the cells of a pseudotime lie.
+
+    Left out are the stationary ones, which tell how densely cells lie and pieces of the graph
+    apart, and those that order the cells of another piece.
+
+    Returns
+    -------
+    Coordinates (kept cells × 2, or fewer components), NaN for cells without pseudotime; and which
+    components they are, counted from 0.
+    """
+    known = np.isfinite(slots.read(trajectory, "obs/dpt_pseudotime"))
+    points = slots.read(trajectory, "obsm/X_diffmap").astype(float)
+    moving = slots.read(trajectory, "uns/diffmap_evals") < STATIONARY
+    own = points[known].std(axis=0) > 0.1 * points.std(axis=0)
+    components = np.flatnonzero(moving & own)[:2]
+    points[~known] = np.nan
+    return points[:, components], components
+
+
+def annotated(
+    files: dict[tuple[str, str], Path], annotations: dict[str, dict[str, str]]
+) -> dict[str, "pd.Categorical"]:
+    """Give the cells' types by the names of their clusters, as ``cell_type``, where some are."""
+    reps = [rep for rep, name in files if name == "leiden"]
+    found = {}
+    for clustering, names in annotations.items():
+        rep, name = place_of(clustering, reps)
+        clusters = slots.read(files[rep, name.split("_")[0]], f"obs/{name}")
+        found["cell_type"] = cell_types(clusters, clustering, names)
+    return found
 
 
 def as_groups(column):

@@ -25,7 +25,7 @@ from scrna.sizes import MATRIX_STEPS
 
 #: The steps that a dataset may override, as the schema names their sections.
 SECTIONS = "qc filter normalize hvg pca harmony neighbors umap tsne leiden louvain".split()
-SECTIONS += "markers trajectory integration final figures".split()
+SECTIONS += "markers trajectory integration final figures report".split()
 #: What `run: auto` takes: bytes of GPU memory from which on, and the dataset.
 PICKS = [(96e9, "cell_atlas"), (24e9, "brain_1m")]
 MARK = "# ---- every setting of every step, with its default (written from the schema) ----"

@@ -4,23 +4,38 @@ Pictures are made of `matplotlib.figure.Figure` without pyplot, which keeps no s
 needs no display.
 """
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator
+from matplotlib.ticker import Locator
 
 from scrna.colours import INK, MISSING, colours_of
+from scrna.progress import Progress
 
 #: Points up to which each is drawn by itself; more are counted pixel by pixel (datashader).
 MOST_DRAWN = 100_000
 #: Entries of a legend; the groups beyond are told in its last line.
 MOST_NAMED = 60
 SEQUENTIAL = "viridis"
+#: Characters of a name that are shown, and the inches that one takes, at most.
+LONGEST = 32
+CHARACTER = 0.075
+#: An SVG file that is larger goes again.
+MOST_SVG_BYTES = 2_000_000
+_LINE = 0.14  # inches
+#: Each number a field with sharp edges, in SVG too.
+HEAT_MAP = {"aspect": "auto", "interpolation": "none"}
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -33,15 +48,68 @@ STYLE = {
     "axes.titlelocation": "left",
     "legend.frameon": False,
     "legend.fontsize": 8,
-    "figure.constrained_layout.use": True,
     "figure.constrained_layout.h_pad": 0.08,
     "figure.constrained_layout.w_pad": 0.08,
+    "text.parse_math": False,  # names of genes and groups may have a $
+    "svg.fonttype": "none",  # text that stays text, to be edited
+    "svg.hashsalt": "scrna",  # the same file for the same picture
 }
+
+
+def save_all(
+    out: Path,
+    pictures: Iterable[tuple[str, Figure]],
+    *,
+    dpi: int,
+    formats: Sequence[str],
+    made: Mapping[str, Any],
+) -> None:
+    """Write pictures into a folder, which must be there, as they are drawn.
+
+    Parameters
+    ----------
+    out
+        The folder.
+    pictures
+        Name and figure of each; they are drawn in the one look of all.
+    dpi
+        Dots an inch of PNG files.
+    formats
+        ``png``, and ``svg`` for the pictures that are small as such: without a cloud of points, and
+        up to `MOST_SVG_BYTES`.
+    made
+        The provenance, which the files carry.
+    """
+    text = json.dumps(made)
+    progress = Progress("figures", total=None, unit="pictures")
+    with rc_context(STYLE), progress:
+        for name, figure in pictures:
+            # a figure that lays itself out is as large as it says, another as what it shows
+            box = None if figure.get_layout_engine() else "tight"
+            if "png" in formats:
+                path = out / f"{name}.png"
+                figure.savefig(path, dpi=dpi, bbox_inches=box, metadata={"Provenance": text})
+            if "svg" in formats and not has_cloud(figure):
+                about = {"Description": text, "Date": None}
+                path = out / f"{name}.svg"
+                figure.savefig(path, bbox_inches=box, metadata=about)
+                if path.stat().st_size > MOST_SVG_BYTES:
+                    path.unlink()
+            progress.update(1)
+
+
+def has_cloud(figure: Figure) -> bool:
+    """Tell whether a picture has a cloud of points, however it is drawn."""
+    return any(
+        len(ax.artists) > 0  # datashader's
+        or any(isinstance(of, PathCollection) and of.get_rasterized() for of in ax.collections)
+        for ax in figure.axes
+    )
 
 
 def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
     """Make a figure of rows × columns panels, each of a size in inches; axes as a 2-D array."""
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows))
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -85,24 +153,51 @@ def points_by_group(ax: Axes, xy: np.ndarray, groups: pd.Categorical, colours=No
     return colours
 
 
-def points_by_value(ax: Axes, xy: np.ndarray, values: np.ndarray, label: str) -> None:
+def points_by_value(
+    ax: Axes,
+    xy: np.ndarray,
+    values: np.ndarray,
+    label: str,
+    *,
+    limits: tuple[float, float] | None = None,
+    cmap: Colormap | str = SEQUENTIAL,
+    high_on_top: bool = False,
+) -> None:
     """Draw points coloured by a number, with its scale; those without one are grey.
 
-    The colours span the 1st to the 99th percentile, so that a few cells do not flatten the rest.
+    Parameters
+    ----------
+    ax, xy
+        Where; coordinates (n × 2).
+    values
+        A number for each point (n).
+    label
+        What the numbers are, with their unit.
+    limits
+        What the colours span: the 1st to the 99th percentile by default, so that a few cells do not
+        flatten the rest.
+    cmap
+        The colours.
+    high_on_top
+        Whether high values lie over low ones; else the order is random. Of many points a pixel
+        shows the mean.
     """
     known = np.isfinite(values)
-    low, high = np.percentile(values[known], [1, 99]) if known.any() else (0, 1)
-    scale = {"cmap": SEQUENTIAL, "vmin": low, "vmax": max(high, np.nextafter(low, np.inf))}
+    if limits is None:
+        limits = np.percentile(values[known], [1, 99]) if known.any() else (0, 1)
+    low, high = limits
+    scale = {"cmap": cmap, "vmin": low, "vmax": max(high, np.nextafter(low, np.inf))}
     if not known.all():
         nothing = pd.Categorical.from_codes(np.full((~known).sum(), -1), [])
         points_by_group(ax, xy[~known], nothing)
-    if len(xy) > MOST_DRAWN:
+    xy, values, marks = xy[known], values[known], _marks(len(xy))
+    if len(known) > MOST_DRAWN:
         from datashader import mean
 
-        drawn = _shade(ax, _table(xy[known], values[known]), mean("c"), norm="linear", **scale)
+        drawn = _shade(ax, _table(xy, values), mean("c"), norm="linear", **scale)
     else:
-        order = in_random_order(int(known.sum()))
-        drawn = ax.scatter(*xy[known][order].T, c=values[known][order], **scale, **_marks(len(xy)))
+        order = np.argsort(values, kind="stable") if high_on_top else in_random_order(len(xy))
+        drawn = ax.scatter(*xy[order].T, c=values[order], **scale, **marks)
     bar = ax.figure.colorbar(drawn, cax=ax.inset_axes([1.02, 0.15, 0.03, 0.7]))
     bar.set_label(label)
     bar.outline.set_visible(False)
@@ -130,22 +225,88 @@ def _shade(ax: Axes, table: pd.DataFrame, reduction, **how):
     return dsshow(table, point, reduction, ax=ax, aspect="auto", shade_hook=spread, **how)
 
 
-def label_groups(ax: Axes, xy: np.ndarray, groups: pd.Categorical) -> None:
-    """Write each group's name at the median of its points."""
+def label_groups(
+    ax: Axes,
+    xy: np.ndarray,
+    groups: pd.Categorical,
+    *,
+    size: tuple[float, float] | None = None,
+) -> None:
+    """Write each group's name at the median of its points.
+
+    Parameters
+    ----------
+    ax
+        Where; its points are drawn already.
+    xy
+        Coordinates (n × 2).
+    groups
+        The group of each (n).
+    size
+        The panel's, in inches, as `panels` was told. With it names that would lie over each other
+        make room, and a line leads to the median of one that went far.
+    """
     from matplotlib.patheffects import withStroke
 
-    for code, name in enumerate(groups.categories):
-        of_group = xy[groups.codes == code]
-        if len(of_group):
-            text = ax.text(*np.median(of_group, axis=0), name, ha="center", va="center", fontsize=8)
-            text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+    there = [code for code in range(len(groups.categories)) if (groups.codes == code).any()]
+    names = [shortened(groups.categories[code]) for code in there]
+    middles = np.array([np.median(xy[groups.codes == code], axis=0) for code in there])
+    places = middles
+    if size and len(there) > 1:
+        spans = np.array([np.ptp(ax.get_xlim()), np.ptp(ax.get_ylim())])
+        unit = spans / (0.8 * np.array(size))  # of data an inch; the axes' names take the rest
+        sizes = np.array([(CHARACTER * len(name) + 0.03, _LINE) for name in names])
+        places = apart(middles / unit, sizes) * unit
+        for middle, place in zip(middles, places, strict=True):
+            if (np.abs(place - middle) / unit > 1.5 * _LINE).any():
+                ax.plot(*zip(middle, place, strict=True), color=INK, linewidth=0.5, gid="leader")
+    for name, place in zip(names, places, strict=True):
+        text = ax.text(*place, name, ha="center", va="center", fontsize=8)
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+
+
+def apart(places: np.ndarray, sizes: np.ndarray, *, steps: int = 500) -> np.ndarray:
+    """Move boxes until none lies over another, or the steps are done.
+
+    Parameters
+    ----------
+    places, sizes
+        Middles, and widths and heights (n × 2), in one unit.
+    steps
+        In each, two boxes that overlap move away from each other, the shorter way.
+    """
+    places = np.array(places, dtype=float)
+    least = (sizes[:, None] + sizes) / 2
+    first = np.sign(np.arange(len(places))[:, None] - np.arange(len(places)))  # where they coincide
+    for _ in range(steps):
+        between = places[:, None] - places
+        missing = least - np.abs(between)
+        overlap = (missing > 0).all(axis=-1) & (first != 0)
+        if not overlap.any():
+            break
+        shorter = missing.argmin(axis=-1)
+        for axis in (0, 1):
+            away = np.where(between[..., axis] == 0, first, np.sign(between[..., axis]))
+            move = np.where(overlap & (shorter == axis), away * missing[..., axis], 0)
+            places[:, axis] += 0.5 * move.sum(axis=1) / np.maximum(1, overlap.sum(axis=1))
+    return places
+
+
+def shortened(name: str) -> str:
+    """Cut a name that is longer than `LONGEST`."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
+def width_of(names: Sequence[str]) -> float:
+    """Tell the inches that the longest of some names takes, shortened, at most."""
+    return CHARACTER * max((len(shortened(name)) for name in names), default=0)
 
 
 def legend(ax: Axes, colours: dict[str, str], title: str) -> None:
     """Name the groups beside a panel, `MOST_NAMED` of them."""
     named = dict(list(colours.items())[:MOST_NAMED])
     marks = [
-        Line2D([], [], linestyle="", marker="o", markersize=5, color=colour, label=str(name))
+        Line2D([], [], linestyle="", marker="o", markersize=5, color=colour, label=shortened(name))
         for name, colour in named.items()
     ]
     if rest := len(colours) - len(named):
@@ -155,10 +316,20 @@ def legend(ax: Axes, colours: dict[str, str], title: str) -> None:
         title=title,
         loc="center left",
         bbox_to_anchor=(1.01, 0.5),
-        ncols=-(-len(marks) // 20),
+        ncols=_columns(len(marks)),
         handletextpad=0.2,
         alignment="left",
     )
+
+
+def legend_width(names: Sequence[str]) -> float:
+    """Tell the inches that `legend` takes, about."""
+    shown = list(names)[:MOST_NAMED]
+    return 0.2 + _columns(len(names)) * (0.35 + width_of(shown))
+
+
+def _columns(n: int) -> int:
+    return max(1, -(-min(n, MOST_NAMED + 1) // 20))
 
 
 def without_ticks(ax: Axes, name: str, axes: Sequence[int] = (1, 2)) -> None:
@@ -167,9 +338,19 @@ def without_ticks(ax: Axes, name: str, axes: Sequence[int] = (1, 2)) -> None:
 
 
 def log_ticks(axis) -> None:
-    """Label an axis of log10(1 + x) with x itself: 0, 1, 10, ..."""
-    axis.set_major_locator(FixedLocator(np.log10(1 + np.array([0, *10.0 ** np.arange(10)]))))
+    """Label an axis of log10(1 + x) with x itself: 0, 1, 10, ..., and 2 and 5 where it is short."""
+    axis.set_major_locator(_LogLocator())
     axis.set_major_formatter(lambda value, _: f"{round(10**value - 1):,}")
+
+
+class _LogLocator(Locator):
+    def __call__(self) -> np.ndarray:
+        return self.tick_values(*self.axis.get_view_interval())
+
+    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+        steps = [1] if vmax - vmin > 2 else [1, 2, 5]
+        values = np.log10(1 + np.append(0, np.outer(10.0 ** np.arange(10), steps)))
+        return values[(values >= vmin) & (values <= vmax)]
 
 
 def log10p1(values: np.ndarray | float) -> np.ndarray:

@@ -9,17 +9,22 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from scrna.colours import INK, KEPT, REMOVED, colours_of
 from scrna.drawing import (
+    HEAT_MAP,
     by_number,
     label_groups,
     legend,
+    legend_width,
     log10p1,
     log_ticks,
     panels,
     points_by_group,
     points_by_value,
+    shortened,
+    width_of,
     without_ticks,
 )
 
@@ -45,6 +50,9 @@ MOST_BATCHES = 40
 FEWEST_FOR_SHAPE = 3
 #: Cells of a heat map up to which each carries its number.
 MOST_NUMBERS = 300
+MISSING_NAME = "missing"
+#: Inches of a panel with an embedding.
+EMBEDDING = (5, 4)
 
 
 class Embedding(NamedTuple):
@@ -70,7 +78,9 @@ def qc_violins(qc: pd.DataFrame, batch: pd.Categorical | None, table: pd.DataFra
     sizes = pd.Series(batch).value_counts()
     names = sorted(sizes.index[sizes > 0][:MOST_BATCHES], key=by_number)
     wide = max(5.0, 0.45 * len(names) + 1.5)
-    figure, axes = panels(2, 2, (wide, 3.4))
+    named = [f"{shortened(name)}\n{sizes[name]:,}" for name in names]
+    fits = width_of(names) < (wide - 1) / max(1, len(names))
+    figure, axes = panels(2, 2, (wide, 3.4 if fits else 3.4 + 0.8 * width_of(names)))
     rng = np.random.default_rng(0)
     for ax, (column, (label, is_log)) in zip(axes.flat, QC.items(), strict=True):
         values = qc[column].to_numpy()
@@ -88,8 +98,7 @@ def qc_violins(qc: pd.DataFrame, batch: pd.Categorical | None, table: pd.DataFra
         if is_log:
             log_ticks(ax.yaxis)
         ax.set_ylabel(label)
-        named = [f"{name}\n{sizes[name]:,}" for name in names]
-        ax.set_xticks(range(len(names)), named, rotation=90 if len(names) > 8 else 0)
+        ax.set_xticks(range(len(names)), named, rotation=0 if fits else 90)
     more = f"; the {len(names)} largest of {len(sizes)} batches" if len(sizes) > len(names) else ""
     figure.suptitle(f"Quality of {len(qc):,} cells before the filter{more}")
     return figure
@@ -216,6 +225,9 @@ def pca_variance(ratio: np.ndarray, n_obs: int) -> Figure:
         ax.annotate(f" elbow: {at}", (at, 0.95), xycoords=("data", "axes fraction"), color=REMOVED)
         ax.set(xlabel="principal component", ylabel=label)
     axes[0, 0].set_yscale("log")
+    axes[0, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[0, 0].yaxis.set_major_formatter("{x:g}")
+    axes[0, 0].yaxis.set_minor_formatter("")
     axes[0, 1].set_ylim(0)
     figure.suptitle(f"{len(ratio)} principal components of {n_obs:,} cells")
     return figure
@@ -251,13 +263,15 @@ def embedding(
         Name with unit → number of each cell.
     """
     rows = 1 + len(groups) + len(values)
-    figure, axes = panels(rows, len(points.of), (5, 4))
+    figure, axes = panels(rows, len(points.of), EMBEDDING)
+    beside = max((legend_width(of.categories) for of in groups.values()), default=0)
+    figure.set_figwidth(figure.get_figwidth() + max(0, beside - 1))
     n_obs = len(next(iter(points.of.values())))
     for column, (rep, xy) in enumerate(points.of.items()):
         row = iter(axes[:, column])
         ax = next(row)
         points_by_group(ax, xy, clusters[rep])
-        label_groups(ax, xy, clusters[rep])
+        label_groups(ax, xy, clusters[rep], size=EMBEDDING)
         ax.set_title(f"{rep}: {len(clusters[rep].categories)} clusters (leiden)")
         for name, of in groups.items():
             ax = next(row)
@@ -283,27 +297,29 @@ def cluster_table(
     The first row, of all cells, is what a cluster would have where groups are evenly mixed. Cells
     without a group count as ``missing``.
     """
-    of = pd.Series(of).astype("str").fillna("missing").to_numpy()
-    names = sorted(set(of.tolist()), key=by_number)
+    of = pd.Series(of).astype("str").fillna(MISSING_NAME).to_numpy()
+    names = sorted(set(of.tolist()), key=lambda name: (name == MISSING_NAME, by_number(name)))
     rows = max(len(own.categories) for own in clusters.values()) + 1
-    size = (max(4.0, 1.6 + 0.42 * len(names)), max(3.0, 1.3 + 0.24 * rows))
+    has_numbers = rows * len(names) <= MOST_NUMBERS
+    wide, high = (0.42 if has_numbers else 0.22) * len(names), 0.24 * rows
+    size = max(4.0, 1.6 + wide), max(3.0, 1.3 + high + width_of(names))
     figure, axes = panels(1, len(clusters), size)
     for ax, (rep, own) in zip(axes[0], clusters.items(), strict=True):
         counts = pd.crosstab(np.asarray(own), of).reindex(list(own.categories), columns=names)
         counts = pd.concat([counts.sum().to_frame("all cells").T, counts])
         shares = 100 * counts.to_numpy() / counts.sum(axis=1).to_numpy()[:, None]
-        drawn = ax.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-        ax.set_xticks(range(len(names)), names, rotation=90)
+        drawn = ax.imshow(shares, cmap="Blues", vmin=0, vmax=100, **HEAT_MAP)
+        ax.set_xticks(range(len(names)), map(shortened, names), rotation=90)
         sizes = counts.sum(axis=1)
         ax.set_yticks(range(len(counts)), [f"{name} ({sizes[name]:,})" for name in counts.index])
         ax.set(xlabel=column, ylabel="leiden cluster (cells)", title=rep)
-        if shares.size <= MOST_NUMBERS:
+        if has_numbers:
             for (i, j), share in np.ndenumerate(shares):
                 if share >= 0.5:
                     ink = "white" if share > 55 else INK
                     ax.text(j, i, f"{share:.0f}", ha="center", va="center", fontsize=7, color=ink)
         ax.axhline(0.5, color=INK, linewidth=1)
-    bar = figure.colorbar(drawn, ax=list(axes[0]), shrink=0.7)
+    bar = figure.colorbar(drawn, ax=list(axes[0]), fraction=0.03, shrink=min(0.7, 3 / size[1]))
     bar.set_label("share of the cluster's cells (%)")
     figure.suptitle(f"Clusters by {column}, {len(of):,} cells")
     return figure
@@ -314,10 +330,11 @@ def trajectory(
     clusters: Mapping[str, pd.Categorical],
     links: Mapping[str, np.ndarray],
     pseudotime: Mapping[str, np.ndarray],
+    diffmaps: Mapping[str, tuple[np.ndarray, np.ndarray]],
     *,
     least: float = 0.05,
 ) -> Figure:
-    """Draw PAGA over an embedding, and pseudotime where there is one.
+    """Draw PAGA over an embedding, and pseudotime on it and on the diffusion map, where there is.
 
     Parameters
     ----------
@@ -327,36 +344,52 @@ def trajectory(
         Representation → connectivities of PAGA (clusters × clusters).
     pseudotime
         Representation → pseudotime of each cell; may be empty.
+    diffmaps
+        Representation → two components of the diffusion map (n × 2), NaN for cells that have no
+        place on it, and which they are; one with fewer components is left out.
     least
         Weaker connections are left out.
     """
-    figure, axes = panels(1 + bool(pseudotime), len(points.of), (5, 4))
+    diffmaps = {rep: of for rep, of in diffmaps.items() if of[0].shape[1] == 2}
+    rows = 1 + bool(pseudotime) + bool(diffmaps)
+    figure, axes = panels(rows, len(points.of), EMBEDDING)
     for column, (rep, xy) in enumerate(points.of.items()):
-        ax, own, weights = axes[0, column], clusters[rep], links[rep]
-        grey = pd.Categorical.from_codes(np.full(len(xy), -1), [])
-        points_by_group(ax, xy, grey)
-        sizes = np.bincount(own.codes, minlength=len(own.categories))
-        middles = np.array([np.median(xy[own.codes == i], axis=0) for i in range(len(sizes))])
-        for i, j in zip(*np.nonzero(np.triu(weights, 1) >= least), strict=True):
-            ends = middles[[i, j]].T
-            ax.plot(*ends, color=INK, linewidth=0.3 + 4 * weights[i, j], zorder=2)
-        ax.scatter(
-            *middles.T,
-            s=40 + 500 * np.sqrt(sizes / sizes.sum()),
-            c=list(colours_of(list(own.categories)).values()),
-            edgecolors="white",
-            zorder=3,
-        )
-        label_groups(ax, xy, own)
-        ax.set_title(f"{rep}: PAGA, connections from {least:g}")
+        _paga(axes[0, column], xy, clusters[rep], links[rep], least)
+        axes[0, column].set_title(f"{rep}: PAGA, connections from {least:g}")
         if rep in pseudotime:
             points_by_value(axes[1, column], xy, pseudotime[rep], "pseudotime")
             axes[1, column].set_title(f"{rep}: pseudotime from the root (0)")
-    for ax in axes.flat:
-        without_ticks(ax, points.name)
+        for ax in axes[:2, column]:
+            without_ticks(ax, points.name)
+        if rep in diffmaps:
+            own, components = diffmaps[rep]
+            known = np.isfinite(own).all(axis=1)
+            values = pseudotime[rep][known]
+            points_by_value(axes[2, column], own[known], values, "pseudotime")
+            axes[2, column].set_title(f"{rep}: pseudotime on the diffusion map")
+            without_ticks(axes[2, column], "diffusion component", components)
+        elif diffmaps:
+            axes[2, column].set_visible(False)
     n_obs = len(next(iter(points.of.values())))
     figure.suptitle(f"Trajectory over the {points.name} of {n_obs:,} cells")
     return figure
+
+
+def _paga(ax, xy: np.ndarray, clusters: pd.Categorical, links: np.ndarray, least: float) -> None:
+    """Draw how clusters are linked over their cells, all grey."""
+    points_by_group(ax, xy, pd.Categorical.from_codes(np.full(len(xy), -1), []))
+    sizes = np.bincount(clusters.codes, minlength=len(clusters.categories))
+    middles = np.array([np.median(xy[clusters.codes == i], axis=0) for i in range(len(sizes))])
+    for i, j in zip(*np.nonzero(np.triu(links, 1) >= least), strict=True):
+        ax.plot(*middles[[i, j]].T, color=INK, linewidth=0.3 + 4 * links[i, j], zorder=2)
+    ax.scatter(
+        *middles.T,
+        s=40 + 500 * np.sqrt(sizes / sizes.sum()),
+        c=list(colours_of(list(clusters.categories)).values()),
+        edgecolors="white",
+        zorder=3,
+    )
+    label_groups(ax, xy, clusters)
 
 
 def _bounds(table: pd.DataFrame, column: str) -> dict[str, float]:

@@ -9,10 +9,14 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from scripts.figures import as_groups, figures, pictures
+from scripts import trajectory
+from scripts.figures import STATIONARY, as_groups, diffusion_map, figures, pictures
+from scripts.final import annotated
 from scrna import drawing, slots
 from scrna import figures as draw
+from scrna.celltypes import cell_types
 from scrna.colours import MISSING, N_COLOURS, as_seen, colours_of, palette
+from scrna.errors import UserError
 
 pytest_plugins = ["tests.unit.fixtures"]
 
@@ -34,7 +38,12 @@ def look():
 
 @pytest.fixture(scope="module")
 def drawn(demo, look):
-    return dict(pictures(*inputs(demo), batch_key=["batch"], label_key="cell_type"))
+    return drawn_of(demo)
+
+
+def drawn_of(demo, annotations=None):
+    keys = {"batch_key": ["batch"], "label_key": "cell_type"}
+    return dict(pictures(*inputs(demo), **keys, annotations=annotations or {}))
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +210,9 @@ def test_cells_without_a_group_are_grey_and_counted():
     assert list(groups.categories) == ["b2", "b10"]
     figure = draw.cluster_table({"pca": pd.Categorical(["0", "0", "1"])}, groups, "batch")
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["b2", "b10", "missing"]
+    late = as_groups(pd.Series(["z", None], dtype="category"))
+    figure = draw.cluster_table({"pca": pd.Categorical(["0", "1"])}, late, "batch")
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["z", "missing"]
     _, ((ax,),) = drawing.panels(1, 1, (2, 2))
     assert drawing.points_by_group(ax, np.zeros((3, 2)), groups)["missing"] == MISSING
 
@@ -212,7 +224,77 @@ def test_paga_and_pseudotime(drawn, demo):
         assert len(ax.lines) == (np.triu(links, 1) >= 0.05).sum()
         assert len(ax.collections[1].get_offsets()) == len(links)
     later = [ax for ax in drawn["trajectory"].axes if "pseudotime" in ax.get_title(loc="left")]
-    assert len(later) == 2
+    assert len(later) == 4
+
+
+def test_pseudotime_is_drawn_on_the_diffusion_map(drawn, demo):
+    found = [ax for ax in drawn["trajectory"].axes if "diffusion" in ax.get_title(loc="left")]
+    for ax, rep in zip(found, demo.reps, strict=True):
+        path = demo[f"{rep}/trajectory"]
+        evals = slots.read(path, "uns/diffmap_evals")
+        times = slots.read(path, "obs/dpt_pseudotime")
+        known = np.isfinite(times)
+        _, (one, two) = diffusion_map(path)
+        assert evals[one] < trajectory.STATIONARY
+        xy = slots.read(path, "obsm/X_diffmap")[known][:, [one, two]]
+        assert (xy.std(axis=0) > 1e-3).all()
+        order = drawing.in_random_order(known.sum())
+        (marks,) = ax.collections
+        np.testing.assert_allclose(marks.get_offsets(), xy[order], rtol=1e-6)
+        np.testing.assert_allclose(marks.get_array(), times[known][order])
+        assert ax.get_xlabel() == f"diffusion component {one}"
+
+
+def test_a_diffusion_map_of_pieces_alone_is_left_out(tmp_path):
+    path = tmp_path / "trajectory.h5"
+    found = {
+        "obsm/X_diffmap": np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32),
+        "uns/diffmap_evals": np.array([1, 1, 0.9]),
+        "obs/dpt_pseudotime": np.array([0, 0.1, np.nan, 0.2, 1]),
+    }
+    slots.write(path, found)
+    own, components = diffusion_map(path)
+    assert components.tolist() == [2]
+    assert np.isnan(own[:, 0]).tolist() == [False, False, True, False, False]
+    points = draw.Embedding("UMAP", {"pca": np.zeros((5, 2))})
+    clusters = {"pca": pd.Categorical(["0"] * 5)}
+    of = {"pca": (own, components)}
+    figure = draw.trajectory(
+        points, clusters, {"pca": np.zeros((1, 1))}, {"pca": np.arange(5.0)}, of
+    )
+    assert sum("pca" in ax.get_title(loc="left") for ax in figure.axes) == 2
+    assert STATIONARY == trajectory.STATIONARY
+
+
+@pytest.mark.parametrize(("clustering", "rep"), [("leiden", "harmony"), ("leiden_pca", "pca")])
+def test_named_clusters_are_shown_as_cell_types(demo, clustering, rep):
+    drawn = drawn_of(demo, {clustering: {"0": "B cells", "2": "B cells", "1": "T $cells$"}})
+    panels = [ax for ax in drawn["umap"].axes if ax.get_title(loc="left")]
+    titles = [ax.get_title(loc="left") for ax in panels]
+    assert titles[2:4] == ["pca: cell_type", "harmony: cell_type"]
+    assert titles[6:8] == ["pca: cell_type_source", "harmony: cell_type_source"]
+    clusters = slots.read(demo[f"{rep}/leiden"], "obs/leiden")
+    rest = [f"{clustering} {name}" for name in clusters.categories[3:]]
+    assert named(panels[3]) == ["B cells", "T $cells$", *rest]
+    order = drawing.in_random_order(len(clusters))
+    colours = panels[2].collections[0].get_facecolors()
+    of_b = [mpl.colors.to_hex(colour) == palette()[0] for colour in colours]
+    assert of_b == np.isin(np.asarray(clusters), ["0", "2"])[order].tolist()
+    assert "clusters_by_cell_type_source" in drawn
+
+
+def test_cell_types_are_those_of_the_final_object(demo):
+    clusters = slots.read(demo["pca/leiden"], "obs/leiden")
+    names = {"1": "T cells", "0": "T cells"}
+    found = cell_types(clusters, "leiden", names)
+    wanted = annotated(pd.DataFrame({"leiden": clusters}), "leiden", names)["cell_type"]
+    pd.testing.assert_series_equal(pd.Series(found), wanted, check_names=False)
+    with pytest.raises(
+        UserError, match=r"annotations\.leiden names 77, which leiden does not have"
+    ):
+        drawn_of(demo, {"leiden": {"77": "x"}})
+    without = pd.Categorical.from_codes([0, -1, 1], ["0", "1"])
+    assert cell_types(without, "leiden", {"1": "x"}).codes.tolist() == [0, -1, 1]
 
 
 def test_few_cells_and_constant_values_are_drawn():
@@ -228,6 +310,84 @@ def test_many_groups_are_named_up_to_sixty():
     _, ((ax,),) = drawing.panels(1, 1, (2, 2))
     drawing.legend(ax, colours_of([f"b{i}" for i in range(75)]), "batch")
     assert named(ax)[-2:] == ["b59", "and 15 more"]
+
+
+def test_long_names_get_room():
+    names = [f"{i}: a cell type with a name that is rather long" for i in range(60)]
+    groups = {"cell_type": pd.Categorical(names, categories=names)}
+    xy = np.random.default_rng(0).normal(size=(60, 2))
+    own = {"pca": pd.Categorical([str(i) for i in range(60)])}
+    figure = draw.embedding(draw.Embedding("UMAP", {"pca": xy}), own, groups, {})
+    figure.draw_without_rendering()
+    (panel, typed) = figure.axes
+    assert typed.get_window_extent().width > 300  # of 400 and what lies beside it
+    assert panel.get_window_extent().width > 300
+    assert {len(name) for name in named(typed)} == {drawing.LONGEST}
+    legend = typed.get_legend().get_window_extent()
+    assert (legend.x1, legend.y0) < (figure.bbox.width, figure.bbox.height)
+    assert legend.x1 <= figure.bbox.width + 1
+
+
+def test_names_of_clusters_do_not_lie_over_each_other():
+    rng = np.random.default_rng(0)
+    places = rng.normal(0, 0.3, (60, 2))
+    places[1] = places[0]
+    sizes = np.tile([0.18, 0.14], (60, 1))
+    moved = drawing.apart(places, sizes)
+    missing = sizes[0] - np.abs(moved[:, None] - moved)
+    np.fill_diagonal(missing[..., 0], -1)
+    assert (missing.min(axis=-1) < 0.03).all()
+    assert np.linalg.norm(moved - places, axis=1).max() < 1.5
+    np.testing.assert_array_equal(drawing.apart(10 * places[2:], sizes[2:] / 99), 10 * places[2:])
+
+
+def test_a_name_that_went_far_has_a_line_to_its_cells():
+    _, ((ax,),) = drawing.panels(1, 1, (3, 3))
+    xy = np.zeros((30, 2)) + 1e-3 * np.arange(30)[:, None]
+    ax.set(xlim=(-1, 1), ylim=(-1, 1))
+    groups = pd.Categorical([str(i) for i in range(30)])
+    drawing.label_groups(ax, xy, groups, size=(3, 3))
+    assert texts(ax) == list(groups.categories)
+    assert sum(line.get_gid() == "leader" for line in ax.lines) > 10
+    assert (ax.get_xlim(), ax.get_ylim()) == ((-1, 1), (-1, 1))
+
+
+@pytest.mark.parametrize(
+    ("limits", "ticks"),
+    [
+        ((0, 40_000), ["0", "1", "10", "100", "1,000", "10,000"]),
+        ((150, 4000), ["200", "500", "1,000", "2,000"]),
+    ],
+)
+def test_ticks_of_counts_are_round_numbers(limits, ticks):
+    figure, ((ax,),) = drawing.panels(1, 1, (3, 3))
+    drawing.log_ticks(ax.xaxis)
+    ax.set_xlim(*drawing.log10p1(limits))
+    figure.draw_without_rendering()
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ticks
+
+
+def test_variance_has_plain_ticks(drawn):
+    drawn["pca_variance"].draw_without_rendering()
+    axis = drawn["pca_variance"].axes[0].yaxis
+    said = [tick.get_text() for tick in axis.get_ticklabels()]
+    assert all(float(text) > 0 for text in said)
+    assert not any(tick.get_text() for tick in axis.get_ticklabels(minor=True))
+
+
+def test_svg_is_for_small_pictures(drawn, tmp_path, monkeypatch):
+    clouds = {"qc_scatter", "hvg", "umap", "tsne", "trajectory"}
+    assert {name for name, figure in drawn.items() if drawing.has_cloud(figure)} == clouds
+    some = [("filter", drawn["filter"]), ("umap", drawn["umap"])]
+    how = {"dpi": 20, "made": {"step": "figures"}}
+    drawing.save_all(tmp_path, some, formats=["png", "svg"], **how)
+    assert {f.name for f in tmp_path.iterdir()} == {"filter.png", "filter.svg", "umap.png"}
+    svg = (tmp_path / "filter.svg").read_text()
+    assert ">cells removed (a cell may break several bounds)</text>" in svg
+    assert '"step": "figures"' in svg.replace("&quot;", '"')
+    monkeypatch.setattr(drawing, "MOST_SVG_BYTES", 100)
+    drawing.save_all(tmp_path, some[:1], formats=["png", "svg"], **how)
+    assert {f.name for f in tmp_path.iterdir()} == {"filter.png", "umap.png"}
 
 
 def test_many_points_are_counted_pixel_by_pixel(monkeypatch):
@@ -256,8 +416,11 @@ def test_the_files_are_png_with_their_provenance(demo, tmp_path):
     out = tmp_path / "figures"
     out.mkdir()
     (out / "old.png").touch()
-    figures(counts, qc, filtered, table, hvg, few, out, dpi=50, batch_key=[], label_key=None)
-    assert {f.name for f in out.iterdir()} == {f"{name}.png" for name in [*NAMES[:6]]}
+    settings = {"dpi": 50, "formats": ["png", "svg"], "batch_key": [], "label_key": None}
+    figures(counts, qc, filtered, table, hvg, few, out, **settings)
+    assert {f.name for f in out.glob("*.png")} == {f"{name}.png" for name in NAMES[:6]}
+    small = {"qc_violins.svg", "filter.svg", "pca_variance.svg"}
+    assert {f.name for f in out.iterdir() if f.suffix != ".png"} == small
     assert [f.name for f in tmp_path.iterdir()] == ["figures"]
     png = (out / "umap.png").read_bytes()
     assert mpl.image.imread(out / "umap.png").shape == (600, 250, 4)

@@ -1,0 +1,245 @@
+"""Pictures of genes: the markers of each group, and the genes that ``figures.genes`` names.
+
+``markers_dotplot`` and ``markers_heatmap`` show the first ``n_markers`` of each group in the table
+of markers (fewer where there are many groups); ``genes_dotplot`` and ``genes_umap`` the genes that
+the config names, by symbol or by id (var ``gene_ids``). The matrix is read once, for these genes
+alone. Clusters that ``annotations`` name are ``0: B cells``.
+
+Settings: section ``figures``, ``markers.groupby`` and ``annotations``. Inputs: ``counts.zarr``,
+filter, normalize, ``markers.csv``, umap, and the clustering unless the groups are a column of obs.
+Output: a folder.
+"""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from scrna import expression, slots
+from scrna.celltypes import cell_types
+from scrna.counts import Counts, kept
+from scrna.files import replacing
+from scrna.log import log
+from scrna.step import provenance, run, step
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Columns of a picture up to which each group has all the markers that are asked for.
+MOST_COLUMNS = 120
+
+
+@step
+def marker_figures(
+    counts: Path,
+    filtered: Path,
+    normalized: Path,
+    table: Path,
+    umap: Path,
+    clusters: Path | list[Path],
+    out: Path,
+    *,
+    groupby: str,
+    genes: list[str],
+    n_markers: int,
+    dpi: int,
+    formats: list[str],
+    names: dict[str, str] | None = None,
+) -> None:
+    """Draw the genes of a representation's groups.
+
+    Parameters
+    ----------
+    counts, filtered, normalized, umap
+        ``counts.zarr`` and step files.
+    table
+        ``markers.csv``.
+    clusters
+        The step file of the clustering; an empty list where ``groupby`` is a column of obs.
+    out
+        The folder of pictures; one that is there is replaced.
+    groupby
+        What the markers are of: the clustering, or a column of obs.
+    genes
+        Symbols or ids of genes to show; one that is named twice is shown once.
+    n_markers
+        Markers of each group, at most.
+    dpi, formats
+        Dots an inch; ``png``, and ``svg`` for pictures without a cloud of points.
+    names
+        Cluster → name, where the config annotates this representation's clusters.
+
+    Raises
+    ------
+    UserError
+        If a gene is not there, or a cluster that is named.
+    """
+    # which tells at its first import that it looks for fonts
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    from scrna.drawing import save_all
+
+    drawn = pictures(
+        *(counts, filtered, normalized, table, umap, clusters),
+        groupby=groupby,
+        genes=genes,
+        n_markers=n_markers,
+        names=names or {},
+    )
+    with replacing(out) as folder:
+        folder.mkdir()
+        save_all(folder, drawn, dpi=dpi, formats=formats, made=provenance())
+        drawn = sorted(file.stem for file in folder.glob("*.png"))
+    log.info("%d pictures in %s: %s", len(drawn), out, ", ".join(drawn))
+
+
+def pictures(
+    counts: Path,
+    filtered: Path,
+    normalized: Path,
+    table: Path,
+    umap: Path,
+    clusters: Path | list[Path],
+    *,
+    groupby: str,
+    genes: list[str],
+    n_markers: int,
+    names: dict[str, str],
+) -> Iterator[tuple]:
+    """Draw the pictures one after another.
+
+    Parameters
+    ----------
+    counts, filtered, normalized, table, umap, clusters, groupby, genes, n_markers, names
+        As in `marker_figures`.
+
+    Yields
+    ------
+    The name of a picture and its `matplotlib.figure.Figure`.
+    """
+    from scrna import expression_figures as draw
+
+    groups = groups_of(counts, filtered, clusters, groupby)
+    named = group_names(groups, groupby, names)
+    markers, n_each = top_markers(table, list(groups.categories), n_markers)
+    shown = dict.fromkeys(expression.places_of(counts, filtered, genes).tolist())
+    listed = [gene for own in markers.values() for gene in own]
+    columns = expression.places_of(counts, filtered, listed, key="markers.csv").tolist()
+    if not markers:
+        log.warning("no group has markers: none are drawn")
+    if not shown and not columns:
+        return
+    places = np.array(list(dict.fromkeys([*shown, *columns])))
+    symbols = expression.names_of(counts, places)
+    means, fractions, values = read(counts, filtered, normalized, groups, places, len(shown))
+
+    def of(wanted: list[int], brackets=()) -> draw.GroupMeans:
+        at = [place_in[place] for place in wanted]
+        here = [symbols[i] for i in at]
+        return draw.GroupMeans(rows, here, means[:, at], fractions[:, at], brackets)
+
+    place_in = {place: i for i, place in enumerate(places.tolist())}
+    sizes = groups.value_counts()
+    rows = [f"{name} ({sizes[group]:,})" for group, name in named.items()]
+    rep, n_obs = umap.parent.name, f"{sizes.sum():,} cells"
+    if columns:
+        brackets = [(named[group], len(own)) for group, own in markers.items()]
+        chosen = of(columns, brackets)
+        which = f"first {n_each} markers" if n_each > 1 else "first marker"
+        title = f"{rep}: {which} of each group ({groupby}), {n_obs}"
+        yield "markers_dotplot", draw.dotplot(chosen, title)
+        yield "markers_heatmap", draw.heatmap(chosen, title)
+    if shown:
+        title = f"{rep}: genes by {groupby}, {n_obs}"
+        yield "genes_dotplot", draw.dotplot(of(list(shown)), title)
+        xy = slots.read(umap, "obsm/X_umap")[:, :2]
+        of_gene = dict(zip(symbols, values.T, strict=False))
+        title = f"{rep}: genes on the UMAP of {len(xy):,} cells"
+        yield "genes_umap", draw.genes_embedding("UMAP", xy, of_gene, title)
+
+
+def groups_of(
+    counts: Path, filtered: Path, clusters: Path | list[Path], groupby: str
+) -> "pd.Categorical":
+    """Read the group of each kept cell, as `markers` does; groups without cells are left out."""
+    if clusters:
+        groups = slots.read(clusters, f"obs/{groupby}")
+    else:
+        cells, _ = kept(filtered)
+        groups = Counts(counts).obs([groupby])[groupby].astype("category")[cells].array
+    groups = groups.remove_unused_categories()
+    return groups.rename_categories([str(group) for group in groups.categories])
+
+
+def group_names(groups: "pd.Categorical", groupby: str, names: dict[str, str]) -> dict[str, str]:
+    """Name groups for people: ``0: B cells`` where the cluster has a name."""
+    known = list(groups.categories)
+    if names:
+        cell_types(groups, groupby, names)  # which refuses clusters that there are not
+    return {group: f"{group}: {names[group]}" if group in names else group for group in known}
+
+
+def top_markers(table: Path, groups: list[str], n_markers: int) -> tuple[dict[str, list[str]], int]:
+    """Take the first markers of each group from the table, fewer where the groups are many.
+
+    Parameters
+    ----------
+    table
+        ``markers.csv``, the highest scores of a group first.
+    groups
+        The groups in their order; those without markers are left out.
+    n_markers
+        For each, at most.
+
+    Returns
+    -------
+    Group → genes, and how many for each.
+    """
+    import pandas as pd
+
+    # a gene may be called NA
+    found = pd.read_csv(table, usecols=["group", "names"], dtype=str, na_filter=False)
+    there = found["group"].nunique()
+    n_each = max(1, min(n_markers, MOST_COLUMNS // max(1, there)))
+    if n_each < n_markers and there:
+        log.info("%d markers of each of %d groups are drawn, for room", n_each, there)
+    first = found.groupby("group").head(n_each)
+    own = {group: part["names"].tolist() for group, part in first.groupby("group")}
+    return {group: own[group] for group in groups if group in own}, n_each
+
+
+def read(
+    counts: Path, filtered: Path, normalized: Path, groups, places: np.ndarray, n_shown: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Read genes once: their mean and fraction by group, and the first of them for every cell.
+
+    Parameters
+    ----------
+    counts, filtered, normalized
+        As in `marker_figures`.
+    groups
+        The group of each kept cell.
+    places
+        Places of the genes in the store.
+    n_shown
+        How many of them are wanted for every cell.
+
+    Returns
+    -------
+    mean, fraction
+        float64 (groups × genes), as `scrna.expression.by_group`.
+    values
+        float32 (cells × ``n_shown``), as `scrna.expression.of_cells`.
+    """
+    sums = expression.GroupSums(groups, len(places))
+    values = np.zeros((len(groups), n_shown), np.float32, order="F")
+    for part in expression.parts(counts, filtered, normalized, places):
+        sums.add(part)
+        own = part.genes < n_shown
+        values[part.cells[own], part.genes[own]] = part.values[own]
+    return *sums.result(), values
+
+
+if __name__ == "__main__":
+    run(marker_figures, snakemake)
