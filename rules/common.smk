@@ -1,10 +1,12 @@
 """What the rules share: the checked config, the backend, and what a rule asks for."""
 
+import hashlib
 import os
 import re
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 SCRIPTS = f"{workflow.basedir}/scripts"
 if SCRIPTS not in sys.path:
@@ -16,11 +18,12 @@ from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
 
 from scrna import config as checks
-from scrna import execution, feedback, machine
+from scrna import execution, feedback, machine, parameters
 from scrna.code import code_digest
 from scrna.decisions import decided
 from scrna.errors import UserError
 from scrna.lock import directory_lock
+from scrna.log import share_terminal
 from scrna.names import is_clustering
 from scrna.sizes import memory_mb
 from scrna.watch import announce
@@ -73,6 +76,7 @@ try:
 except UserError as error:
     raise WorkflowError(str(error)) from None
 if workflow.is_main_process:
+    share_terminal(logger)
     for line in lines:
         logger.info(line)
 
@@ -82,10 +86,6 @@ GPU = int(BACKEND == "gpu")
 # and much of a small step is one thread that imports. A job elsewhere has its cores to itself.
 CORES = workflow.cores or 1
 THREADS = max(1, CORES // 2) if workflow.is_main_process else CORES
-# What a step's settings hold beside its section of the config.
-USES_BACKEND = "qc normalize hvg pca harmony neighbors leiden louvain umap tsne".split()
-USES_BACKEND += ["markers", "trajectory"]
-USES_SEED = "simulate pca harmony neighbors umap tsne leiden louvain trajectory integration".split()
 
 
 wildcard_constraints:
@@ -97,28 +97,13 @@ def settings(step):
     """A step's parameters: its section of the dataset's config, and no more than it depends on."""
 
     def of(wildcards):
-        dataset = DATASETS[wildcards.dataset]
-        section = {
-            k: v for k, v in dataset[step].items() if k not in ("enabled", "h5ad")
-        }
-        if step in USES_BACKEND:
-            section["backend"] = BACKEND
-        if step in USES_SEED:
-            section["seed"] = config["seed"]
-        if step == "hvg" and section["batch_key"] == "auto":
-            section["batch_key"] = next(iter(checks.batch_keys(dataset)), None)
-        if step in ("trajectory", "integration", "figures"):
-            section["label_key"] = dataset["label_key"]
-        if step in ("harmony", "integration", "figures"):
-            section["batch_key"] = checks.batch_keys(dataset)
-        if step == "integration":
-            section["n_pcs"] = dataset["neighbors"]["n_pcs"]
-        if step == "final":
-            section["annotations"] = checks.annotations(dataset)
-        if step == "tsne" and dataset["tsne"]["enabled"] is True:
-            section["max_cells"] = None  # asked for, however many they are
-        # In one order: Snakemake compares texts, and YAML's order of keys is no change.
-        return dict(sorted(section.items()))
+        return parameters.of_step(
+            step,
+            DATASETS[wildcards.dataset],
+            backend=BACKEND,
+            seed=config["seed"],
+            rep=getattr(wildcards, "rep", None),
+        )
 
     return of
 
@@ -151,9 +136,27 @@ def checksum(wildcards, output):
     return {"sha256": DATASETS[wildcards.dataset]["sha256"]}
 
 
+def as_used(wildcards, input):
+    """What a report shows of a dataset's run. Asking for `input` keeps Snakemake from tracking it:
+    a setting that changes what there is to show changes what the report is made from.
+    """
+    name = wildcards.dataset
+    shown = {"dataset": name, "config": DATASETS[name]}
+    return shown | {"benchmarks": f"benchmarks/{name}"}
+
+
 def code(script):
     """A digest of a rule's script and of the shared modules that it uses."""
     return code_digest(f"{SCRIPTS}/{script}.py")
+
+
+def page_digest():
+    """A digest of what a report's page is made of beside its code: template, styles, scripts."""
+    sha = hashlib.sha256()
+    for file in sorted(Path(SCRIPTS, "scrna/report").glob("*.*")):
+        if file.suffix in (".j2", ".css", ".js"):
+            sha.update(file.read_bytes())
+    return sha.hexdigest()[:16]
 
 
 def environment(wildcards):
@@ -215,19 +218,34 @@ def step_files(wildcards):
 
 def figure_files(wildcards):
     """The step files of a dataset's representations that pictures are drawn from."""
-    shown = "pca umap tsne leiden trajectory".split()
+    shown = "pca umap tsne leiden louvain trajectory".split()
     files = map(Path, step_files(wildcards))
     return [str(f) for f in files if f.parent.name in REPS and f.stem in shown]
+
+
+def marker_tables(wildcards):
+    """The tables of markers of a dataset."""
+    files = map(Path, step_files(wildcards))
+    return [str(f.with_suffix(".csv")) for f in files if f.stem == "markers"]
+
+
+def figure_folders(wildcards):
+    """The folders of a dataset's figures."""
+    if not DATASETS[wildcards.dataset]["figures"]["enabled"]:
+        return []
+    folder = Path("results", wildcards.dataset)
+    of_reps = [Path(table).parent for table in marker_tables(wildcards)]
+    return [str(each / "figures") for each in [folder, *of_reps]]
 
 
 def targets(wildcards):
     """What a run makes."""
     objects = [f"results/{name}/final.zarr" for name in DATASETS]
     wanted = [name for name, dataset in DATASETS.items() if dataset["final"]["h5ad"]]
-    drawn = [
-        name for name, dataset in DATASETS.items() if dataset["figures"]["enabled"]
-    ]
-    objects += [f"results/{name}/figures" for name in drawn]
+    for name, dataset in DATASETS.items():
+        objects += figure_folders(SimpleNamespace(dataset=name))
+        if dataset["report"]["enabled"]:
+            objects.append(f"results/{name}/report.html")
     return objects + [f"results/{name}/final.h5ad" for name in wanted]
 
 
@@ -259,7 +277,11 @@ def begin_run():
 def steps_for_worker():
     """The steps of this run that go to a worker, in their order."""
     rules_due = {job.rule.name for job in workflow.dag.needrun_jobs()}
-    due = [step for step in USES_BACKEND if step in rules_due and not workflow.touch]
+    due = [
+        step
+        for step in parameters.USES_BACKEND
+        if step in rules_due and not workflow.touch
+    ]
     if due and (workflow.non_local_exec or environment(None)):
         message = (
             "worker: warm is for steps on this machine, in the environment that Snakemake runs in; "

@@ -65,7 +65,13 @@ rule integration:
         leiden=expand("results/{{dataset}}/{rep}/leiden.h5", rep=REPS),
     output:
         out="results/{dataset}/integration.h5",
-        table="results/{dataset}/integration.csv",
+        table=report(
+            "results/{dataset}/integration.csv",
+            caption="captions/integration.rst",
+            category="{dataset}",
+            subcategory="Tables",
+            labels={"table": "integration"},
+        ),
     log:
         "logs/{dataset}/integration.log",
     benchmark:

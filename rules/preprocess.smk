@@ -31,7 +31,13 @@ rule filter:
         qc=rules.qc.output.out,
     output:
         out="results/{dataset}/filter.h5",
-        table="results/{dataset}/filter.csv",
+        table=report(
+            "results/{dataset}/filter.csv",
+            caption="captions/filter.rst",
+            category="{dataset}",
+            subcategory="Tables",
+            labels={"table": "filter"},
+        ),
     log:
         "logs/{dataset}/filter.log",
     benchmark:

@@ -135,7 +135,8 @@ def test_stopped_by_ctrl_c_with_two_steps_running(done, tmp_path):
         return all(log.exists() for log in logs) and any("imported" in text for text in texts)
 
     assert "] stopped by Ctrl-C" in stop(workflow, when=both_work)
-    again = {"umap toy/pca", "umap toy/harmony", "figures toy", "final toy"}
+    again = {"umap toy/pca", "umap toy/harmony", "figures toy", "final toy", "report toy"}
+    again |= {"marker_figures toy/pca", "marker_figures toy/harmony"}
     assert workflow.due() == again
     workflow.run()
     assert_same(folder / "results/toy/final.zarr", done.folder / "results/toy/final.zarr")

@@ -12,7 +12,7 @@ simulate toy, convert toy, qc toy, filter toy, normalize toy, hvg toy,
 pca toy/pca, neighbors toy/pca, umap toy/pca, leiden toy/pca, markers toy/pca, trajectory toy/pca,
 harmony toy/harmony, neighbors toy/harmony, umap toy/harmony, leiden toy/harmony,
 markers toy/harmony, trajectory toy/harmony, integration toy, figures toy,
-final toy,
+marker_figures toy/pca, marker_figures toy/harmony, report toy, final toy,
 simulate plain, convert plain, qc plain, filter plain, normalize plain, hvg plain, pca plain/pca,
 neighbors plain/pca, umap plain/pca, tsne plain/pca, leiden plain/pca, louvain plain/pca,
 markers plain/pca, trajectory plain/pca, final plain, h5ad plain
@@ -39,8 +39,9 @@ def at(place: str, these: set[str]) -> set[str]:
 
 
 # A step, and all that follows it. The markers of plain are of known types, not of clusters.
-FINAL = of("final h5ad")
-LEIDEN = of("leiden trajectory integration figures") | at("toy", of("markers")) | FINAL
+DRAWN = of("figures marker_figures report")
+FINAL = of("final h5ad report")
+LEIDEN = of("leiden trajectory integration") | DRAWN | at("toy", of("markers")) | FINAL
 NEIGHBORS = of("neighbors umap louvain") | LEIDEN
 PCA = of("pca harmony tsne") | NEIGHBORS
 HVG = of("hvg") | PCA
@@ -59,24 +60,30 @@ CHANGES = {
     "normalize: {target_sum: 5000}": NORMALIZE,
     "hvg: {n_top_genes: 100}": HVG,
     "pca: {n_comps: 18}": PCA,
-    "harmony: {theta: 1}": at("toy/harmony", PCA) | jobs("integration toy, figures toy, final toy"),
+    "harmony: {theta: 1}": at("toy/harmony", PCA)
+    | jobs("integration toy, figures toy")
+    | at("toy", FINAL),
     "neighbors: {n_neighbors: 10}": NEIGHBORS,
-    "umap: {min_dist: 0.3}": of("umap figures") | FINAL,
+    "umap: {min_dist: 0.3}": of("umap") | DRAWN | FINAL,
     "leiden: {resolution: 1.1}": at("toy", LEIDEN),  # plain has its own
-    "markers: {min_cells: 9}": of("markers") | FINAL,
+    "markers: {min_cells: 9}": of("markers marker_figures") | FINAL,
     "trajectory: {n_dcs: 5}": of("trajectory figures") | FINAL,
-    "integration: {n_cells: 150}": jobs("integration toy, final toy"),
-    "final: {counts_layer: false}": FINAL,
+    "integration: {n_cells: 150}": {"integration toy"} | at("toy", FINAL),
+    "final: {counts_layer: false}": of("final h5ad"),
     "figures: {dpi: 60}": set(),  # toy has its own
-    "datasets: {toy: {figures: {dpi: 60}}}": {"figures toy"},
-    "datasets: {toy: {figures: {enabled: false}}}": set(),
+    "datasets: {toy: {figures: {dpi: 60}}}": DRAWN,
+    "datasets: {toy: {figures: {n_markers: 2}}}": of("marker_figures report"),
+    "datasets: {toy: {figures: {enabled: false}}}": {"report toy"},
+    "report: {n_markers: 5}": {"report toy"},
+    "report: {enabled: true}": {"report plain"},
     # a step more, or one less
-    "tsne: {enabled: true}": jobs("tsne toy/pca, tsne toy/harmony, figures toy, final toy"),
-    "integration: {enabled: false}": {"final toy"},
-    "louvain: {enabled: true}": jobs("louvain toy/pca, louvain toy/harmony, final toy"),
+    "tsne: {enabled: true}": jobs("tsne toy/pca, tsne toy/harmony, figures toy") | at("toy", FINAL),
+    "integration: {enabled: false}": at("toy", FINAL),
+    "louvain: {enabled: true}": jobs("louvain toy/pca, louvain toy/harmony, figures toy")
+    | at("toy", FINAL),
     "final: {h5ad: true}": {"h5ad toy"},
     "datasets: {plain: {final: {h5ad: false}}}": set(),
-    "datasets: {toy: {markers: {enabled: false}}}": {"final toy"},
+    "datasets: {toy: {markers: {enabled: false}}}": at("toy", FINAL),
     # a dataset's own setting: that dataset alone
     "datasets: {plain: {umap: {min_dist: 0.3}}}": at("plain", of("umap") | FINAL),
     "datasets: {plain: {leiden: {resolution: 0.9}}}": at("plain", LEIDEN),
@@ -87,7 +94,8 @@ CHANGES = {
     "datasets: {toy: {batch_key: status}}": at("toy", HVG),
     "datasets: {toy: {batch_key: null}}": at("toy", HVG - {"integration toy"})
     - at("toy/harmony", PCA),
-    "datasets: {toy: {batch_key: null, hvg: {batch_key: batch}}}": jobs("figures toy, final toy"),
+    "datasets: {toy: {batch_key: null, hvg: {batch_key: batch}}}": {"figures toy"}
+    | at("toy", FINAL),
     # a dataset more, or one less
     "run: toy": set(),
     "run: [toy, new]\ndatasets: {new: {source: resources/plain.h5ad}}": jobs(NEW),
@@ -102,10 +110,12 @@ CHANGES = {
 
 #: An edit of a file of the code → what is due.
 EDITS = {
-    ("scripts/umap.py", "CODE"): of("umap figures") | FINAL,
+    ("scripts/umap.py", "CODE"): of("umap") | DRAWN | FINAL,
     ("scripts/scrna/graphs.py", "CODE"): of("tsne") | NEIGHBORS,
     ("scripts/scrna/clusters.py", "CODE"): of("louvain") | LEIDEN,
-    ("scripts/scrna/drawing.py", "CODE"): of("figures"),
+    ("scripts/scrna/drawing.py", "CODE"): DRAWN,
+    ("scripts/scrna/usage.py", "CODE"): {"report toy"},
+    ("scripts/scrna/report/report.css", "STYLE"): {"report toy"},
     ("scripts/scrna/simulate.py", "CODE"): SIMULATE,
     ("scripts/scrna/sources/mtx.py", "CODE"): CONVERT,
     ("scripts/scrna/log.py", "CODE"): set(),
@@ -115,6 +125,7 @@ EDITS = {
 }
 KINDS = {
     "CODE": lambda text: text + "\nEDITED = 1\n",
+    "STYLE": lambda text: text + "p { margin: 0 }\n",
     "COMMENT": lambda text: text.replace('"""', '"""Edited. ', 1) + "\n# edited\n",
     "MESSAGE": lambda text: re.sub(r'(message:\s+")', r"\1Edited. ", text),
 }
@@ -167,8 +178,8 @@ def test_the_dry_run_counts_the_same_jobs(done):
     table = done.over("leiden: {resolution: 1.1}").run(options=("--dry-run",))
     counts = dict(re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE))
     wanted = {"leiden": "2", "markers": "2", "trajectory": "2", "final": "1", "all": "1"}
-    wanted |= {"integration": "1", "figures": "1"}
-    assert counts == wanted | {"total": "10"}
+    wanted |= {"integration": "1", "figures": "1", "marker_figures": "2", "report": "1"}
+    assert counts == wanted | {"total": "13"}
 
 
 def test_a_change_is_carried_out_once(done, tmp_path):

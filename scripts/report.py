@@ -1,0 +1,113 @@
+"""The report of a dataset: one HTML page that needs no network.
+
+It has a summary (cells, genes, clusters with their top markers, what the integration did, what the
+steps have warned of), an interactive map of the cells, every figure with its method and
+parameters, a table of markers to search and sort, and how it was made: time and memory a step, the
+config, versions, provenance. It is made from step files, tables and figures; of the matrix the
+genes that the map offers are read.
+
+Settings: section ``report``, ``genes`` of ``figures``, ``batch_key``, ``label_key`` and
+``annotations``. Inputs: ``counts.zarr``, step files, ``filter.csv``, ``markers.csv`` and the
+folders of figures. Benchmarks and the config are shown as they are at the time; they are no reason
+to run again. Output: ``report.html``.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from scrna.files import replacing
+from scrna.log import log
+from scrna.report.cells import map_of
+from scrna.report.page import page
+from scrna.report.results import Results
+from scrna.step import run, step
+
+
+@step
+def report(
+    counts: Path,
+    filtered: Path,
+    normalized: Path,
+    steps: list[Path],
+    filter_table: Path,
+    marker_tables: list[Path],
+    figures: list[Path],
+    out: Path,
+    *,
+    max_cells: int,
+    n_markers: int,
+    genes: list[str],
+    batch_key: list[str],
+    label_key: str | None,
+    annotations: dict[str, dict[str, str]],
+    seed: int,
+    dataset: str,
+    config: dict[str, Any],
+    benchmarks: str,
+) -> None:
+    """Write a dataset's report.
+
+    Parameters
+    ----------
+    counts, filtered, normalized
+        ``counts.zarr`` and the step files of ``filter`` and ``normalize``.
+    steps
+        All other step files; those of a representation lie in a folder of its name.
+    filter_table, marker_tables
+        ``filter.csv``, and ``markers.csv`` of the representations.
+    figures
+        Folders of pictures.
+    out
+        The page.
+    max_cells
+        Cells in the map; of more, so many are drawn at random.
+    n_markers
+        Genes of a group in the table of markers.
+    genes
+        Genes that the map offers beside the first markers.
+    batch_key, label_key
+        Columns of obs that the map colours by.
+    annotations
+        Clustering → cluster → name.
+    seed
+        Of the sample of cells.
+    dataset, config, benchmarks
+        Its name, its section of the config, and its folder of benchmarks: to be shown.
+
+    Raises
+    ------
+    UserError
+        If one of `genes` is not there, or a cluster that `annotations` name.
+    """
+    results = Results(
+        counts=counts,
+        steps=[filtered, normalized, *steps],
+        filter_table=filter_table,
+        marker_tables=marker_tables,
+        figures=figures,
+    )
+    columns = list(dict.fromkeys([*batch_key, *([label_key] if label_key else [])]))
+    cell_map = map_of(
+        results,
+        columns=columns,
+        genes=genes,
+        annotations=annotations,
+        max_cells=max_cells,
+        seed=seed,
+    )
+    text = page(
+        results,
+        dataset=dataset,
+        config=config,
+        usages=results.usages(Path(benchmarks)),
+        cell_map=cell_map.html,
+        n_markers=n_markers,
+        annotations=annotations,
+    )
+    with replacing(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    log.info("%s: %.1f MB; the map has %s", out, out.stat().st_size / 1e6, cell_map.note)
+
+
+if __name__ == "__main__":
+    run(report, snakemake)

@@ -1,0 +1,215 @@
+"""What the steps of a dataset have left on disk, read for its report."""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from scrna import slots
+from scrna.usage import Usage, usage_of
+
+#: Representation → what it is called; the last that there is is the result.
+REPRESENTATIONS = {"pca": "PCA, before integration", "harmony": "Harmony, after integration"}
+#: Clusterings: their step files hold obs columns of the same name, one more for each resolution.
+CLUSTERINGS = ("leiden", "louvain")
+
+
+@dataclass(frozen=True)
+class Markers:
+    """The first rows of every group in a ``markers.csv``.
+
+    Parameters
+    ----------
+    columns
+        Names of the columns: group, names, and those of numbers.
+    rows
+        Text in the first two columns, then numbers; None for a missing one.
+    """
+
+    columns: list[str]
+    rows: list[list]
+
+    def genes(self, most: int) -> dict[str, list[str]]:
+        """Give the first genes of each group."""
+        found: dict[str, list[str]] = {}
+        for group, gene, *_ in self.rows:
+            known = found.setdefault(group, [])
+            if len(known) < most:
+                known.append(gene)
+        return found
+
+
+def read_markers(path: Path, most: int) -> Markers:
+    """Read the first genes of each group of a ``markers.csv``, which has its groups one by one.
+
+    Parameters
+    ----------
+    path
+        The table.
+    most
+        Genes of a group.
+    """
+    n_read: dict[str, int] = {}
+    rows = []
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.reader(file)
+        columns = next(reader)
+        for group, gene, *numbers in reader:
+            n_read[group] = n = n_read.get(group, 0) + 1
+            if n <= most:
+                rows.append([group, gene, *map(_number, numbers)])
+    return Markers(columns, rows)
+
+
+def _number(text: str) -> float | None:
+    number = float(text or "nan")
+    return number if isfinite(number) else None  # JSON has no others
+
+
+@dataclass(frozen=True)
+class Results:
+    """The files of a dataset, and what they say.
+
+    Parameters
+    ----------
+    counts
+        ``counts.zarr``, with ``counts.json`` beside it.
+    steps
+        Step files; those of a representation lie in a folder of its name.
+    filter_table
+        ``filter.csv``.
+    marker_tables
+        ``markers.csv`` of representations, in a folder of its name.
+    figures
+        Folders of pictures: the dataset's, and those of representations below them.
+    """
+
+    counts: Path
+    steps: list[Path]
+    filter_table: Path
+    marker_tables: list[Path] = field(default_factory=list)
+    figures: list[Path] = field(default_factory=list)
+
+    @cached_property
+    def files(self) -> dict[tuple[str, str], Path]:
+        """Representation (empty for what is of none) and step → step file."""
+        return {(rep_of(path), path.stem): path for path in self.steps}
+
+    @cached_property
+    def records(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """Representation and step → provenance, conversion first."""
+        found = {("", "convert"): self.source["provenance"]}
+        return found | {key: slots.provenance_of(path) for key, path in self.files.items()}
+
+    @cached_property
+    def source(self) -> dict[str, Any]:
+        """What ``counts.json`` says."""
+        return json.loads(self.counts.with_suffix(".json").read_text())
+
+    @cached_property
+    def reps(self) -> list[str]:
+        """The representations that there are, the result first."""
+        there = {rep for rep, _ in self.files}
+        return [rep for rep in reversed(REPRESENTATIONS) if rep in there]
+
+    @cached_property
+    def filtered(self) -> dict[str, dict[str, float | None]]:
+        """Rows of ``filter.csv`` by criterion: bound, cells, cells_by_this_alone, genes."""
+        with self.filter_table.open(newline="") as file:
+            return {
+                row.pop("criterion"): {key: float(v) if v else None for key, v in row.items()}
+                for row in csv.DictReader(file)
+            }
+
+    @cached_property
+    def keep(self) -> np.ndarray:
+        """Mask of the cells that stay, over all."""
+        return slots.read(self.files["", "filter"], "obs/keep")
+
+    @cached_property
+    def integration(self) -> dict[str, Any] | None:
+        """The scores of the integration and its verdict, where they are computed."""
+        path = self.files.get(("", "integration"))
+        return slots.read(path, "uns/integration") if path else None
+
+    def markers(self, most: int) -> dict[str, "Markers"]:
+        """Read the first genes of every group, by representation, the result first.
+
+        Parameters
+        ----------
+        most
+            Genes of a group.
+        """
+        paths = {rep_of(path): path for path in self.marker_tables}
+        return {rep: read_markers(paths[rep], most) for rep in self.reps if rep in paths}
+
+    def parameters(self, step: str, rep: str | None = None) -> dict[str, Any]:
+        """Give the parameters that a step ran with, in the result's representation by default.
+
+        Parameters
+        ----------
+        step
+            The step.
+        rep
+            The representation, where it is one of several.
+
+        Returns
+        -------
+        Empty where it did not run.
+        """
+        reps = [rep] if rep else ["", *self.reps]
+        record = next((self.records[r, step] for r in reps if (r, step) in self.records), {})
+        return record.get("parameters", {})
+
+    def has(self, step: str, slot: str) -> bool:
+        """Tell whether a step has left a slot, in any representation."""
+        return any(
+            slot in slots.names(path) for (_, name), path in self.files.items() if name == step
+        )
+
+    def clusterings(self, rep: str) -> dict[str, pd.Categorical]:
+        """Read the clusterings of a representation, by name: leiden, leiden_0.6, louvain, ..."""
+        return {
+            name.removeprefix("obs/"): slots.read(path, name)
+            for step in CLUSTERINGS
+            if (path := self.files.get((rep, step)))
+            for name in sorted(slots.names(path), key=len)
+            if name.startswith("obs/")
+        }
+
+    def usages(self, benchmarks: Path) -> list[Usage]:
+        """Read what the steps behind the report took, in the order in which they started.
+
+        Parameters
+        ----------
+        benchmarks
+            The dataset's folder of benchmarks.
+        """
+        files = [benchmarks / f"{name}.tsv" for name in ("convert", "figures")]
+        files += [*benchmarks.glob("download.*.tsv"), benchmarks / "simulate.tsv"]
+        for rep, step in self.files:
+            folder = benchmarks if step in REPRESENTATIONS else benchmarks / rep
+            files.append(folder / f"{step}.tsv")
+        files += [benchmarks / rep / "marker_figures.tsv" for rep in self.reps]
+        return sorted(_usages(files, benchmarks), key=lambda usage: usage.started)
+
+
+def _usages(files: list[Path], benchmarks: Path) -> Iterator[Usage]:
+    for file in files:
+        label = " ".join(reversed(file.relative_to(benchmarks).with_suffix("").parts))
+        try:
+            yield usage_of(file, label)
+        except (OSError, ValueError, KeyError):
+            continue  # none is there, or it is being written
+
+
+def rep_of(path: Path) -> str:
+    """Tell the representation in whose folder a file or folder lies; empty for none."""
+    return path.parent.name if path.parent.name in REPRESENTATIONS else ""

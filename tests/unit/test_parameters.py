@@ -1,0 +1,67 @@
+"""A step has the parameters that it depends on, and no others."""
+
+import pytest
+
+from scrna import parameters
+from scrna.config import complete
+
+BATCHES = {"source": "x.h5ad", "batch_key": "donor", "label_key": "cell_type"}
+
+
+def dataset(**given) -> dict:
+    return complete({"run": "x", "datasets": {"x": BATCHES | given}})["datasets"]["x"]
+
+
+def of(step: str, rep: str | None = None, **given) -> dict:
+    return parameters.of_step(step, dataset(**given), backend="cpu", seed=3, rep=rep)
+
+
+def test_a_section_comes_in_order_without_its_switches():
+    found = of("umap", umap={"min_dist": 0.3})
+    assert list(found) == sorted(found)
+    assert found["min_dist"] == 0.3
+    assert found.items() >= {"backend": "cpu", "seed": 3}.items()
+    assert "enabled" not in of("tsne")
+    assert "h5ad" not in of("final")
+
+
+def test_steps_on_tables_know_no_backend_and_no_seed():
+    for step in ("filter", "final", "figures"):
+        assert {"backend", "seed"}.isdisjoint(of(step))
+
+
+def test_genes_are_ranked_in_the_first_batch_column_unless_told_otherwise():
+    assert of("hvg")["batch_key"] == "donor"
+    assert of("hvg", batch_key=["lab", "donor"])["batch_key"] == "lab"
+    assert of("hvg", batch_key=None)["batch_key"] is None
+    assert of("hvg", hvg={"batch_key": None})["batch_key"] is None
+
+
+@pytest.mark.parametrize("enabled", ["auto", True])
+def test_a_tsne_that_is_asked_for_has_no_limit(enabled):
+    assert (of("tsne", tsne={"enabled": enabled})["max_cells"] is None) == (enabled is True)
+
+
+@pytest.mark.parametrize(("clustering", "rep"), [("leiden", "harmony"), ("leiden_pca", "pca")])
+def test_names_of_clusters_go_where_they_are_shown(clustering, rep):
+    names = {clustering: {"0": "B cells"}}
+    for step in ("final", "figures", "report"):
+        assert of(step, annotations=names)["annotations"] == names
+    for step in ("leiden", "markers", "umap"):
+        assert "annotations" not in of(step, annotations=names)
+    for each in ("pca", "harmony"):
+        shown = of("marker_figures", each, annotations=names)["names"]
+        assert shown == (names[clustering] if each == rep else {})
+
+
+def test_without_batches_the_one_representation_has_the_plain_names():
+    names = {"leiden": {"0": "B cells"}}
+    found = of("marker_figures", "pca", annotations=names, batch_key=None)
+    assert found["names"] == {"0": "B cells"}
+
+
+def test_genes_to_show_change_the_pictures_of_genes_alone():
+    genes = {"genes": ["CD3E"], "n_markers": 2}
+    assert of("figures", figures=genes) == of("figures")
+    assert of("marker_figures", "pca", figures=genes).items() >= genes.items()
+    assert of("report", figures=genes)["genes"] == ["CD3E"]
