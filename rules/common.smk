@@ -86,6 +86,8 @@ GPU = int(BACKEND == "gpu")
 # and much of a small step is one thread that imports. A job elsewhere has its cores to itself.
 CORES = workflow.cores or 1
 THREADS = max(1, CORES // 2) if workflow.is_main_process else CORES
+# `worker: auto` starts one for as many steps: on a CPU it takes as long as importing scanpy does.
+FEWEST_FOR_WORKER = {"gpu": 1, "cpu": 6}
 
 
 wildcard_constraints:
@@ -266,29 +268,32 @@ def begin_run():
             from scrna.cluster import check_scheduler
 
             logger.info(check_scheduler(SCHEDULER, BACKEND))
-        elif config["worker"] == "warm" and (due := steps_for_worker()):
+        elif due := steps_for_worker():
             from scrna.cluster import start
 
-            engine = start(config, BACKEND, due)
+            at_once = 1 if BACKEND == "gpu" else CORES // THREADS
+            engine = start(config, BACKEND, due, at_once=at_once, threads=THREADS)
     except UserError as error:
         raise WorkflowError(str(error)) from None
 
 
 def steps_for_worker():
     """The steps of this run that go to a worker, in their order."""
-    rules_due = {job.rule.name for job in workflow.dag.needrun_jobs()}
-    due = [
-        step
-        for step in parameters.USES_BACKEND
-        if step in rules_due and not workflow.touch
-    ]
+    asked = config["worker"]
+    if asked == "none" or workflow.touch:
+        return []
+    jobs = [job.rule.name for job in workflow.dag.needrun_jobs()]
+    due = [step for step in parameters.USES_BACKEND if step in jobs]
     if due and (workflow.non_local_exec or environment(None)):
+        if asked == "auto":
+            return []
         message = (
             "worker: warm is for steps on this machine, in the environment that Snakemake runs in; "
             "for jobs elsewhere or in conda's environments set worker: none"
         )
         raise UserError(message)
-    return due
+    n_jobs = sum(job in due for job in jobs)
+    return [] if asked == "auto" and n_jobs < FEWEST_FOR_WORKER[BACKEND] else due
 
 
 def end_run(logs=None):
@@ -311,11 +316,18 @@ def end_run(logs=None):
     for name in DATASETS:
         folder = f"results/{name}"
         is_new = logs is None or f"final {name}" in done
-        # a run may have been asked for less
-        if is_new and os.path.exists(f"{folder}/final.zarr"):
-            logger.info(
-                f"{name}: {folder}/final.zarr (anndata.read_zarr), {folder}/*/markers.csv"
-            )
+        if is_new and (there := results_in(folder)):
+            logger.info(f"{name}: " + ", ".join(there))
+
+
+def results_in(folder):
+    """What a person opens of a dataset's results; a run may have been asked for less."""
+    about = {"report.html": "", "final.zarr": " (anndata.read_zarr)"}
+    return [
+        f"{folder}/{file}{how}"
+        for file, how in about.items()
+        if os.path.exists(f"{folder}/{file}")
+    ]
 
 
 def steps_among(jobs):

@@ -1,11 +1,37 @@
 """What a person takes away."""
 
 
+rule matrix:
+    input:
+        counts=rules.convert.output.counts,
+        filtered=rules.filter.output.out,
+        normalized=rules.normalize.output.out,
+    output:
+        out=directory("results/{dataset}/matrix.zarr"),
+    log:
+        "logs/{dataset}/matrix.log",
+    benchmark:
+        "benchmarks/{dataset}/matrix.tsv"
+    conda:
+        environment
+    threads: THREADS
+    resources:
+        mem_mb=memory("matrix"),
+    params:
+        settings=settings("matrix"),
+        code=code("matrix"),
+    message:
+        "{wildcards.dataset}: the matrices of the result"
+    script:
+        "../scripts/matrix.py"
+
+
 rule final:
     input:
         counts=rules.convert.output.counts,
         filtered=rules.filter.output.out,
         normalized=rules.normalize.output.out,
+        matrix=rules.matrix.output.out,
         steps=step_files,
     output:
         out=directory("results/{dataset}/final.zarr"),
@@ -15,7 +41,7 @@ rule final:
         "benchmarks/{dataset}/final.tsv"
     conda:
         environment
-    threads: THREADS
+    threads: 1
     resources:
         mem_mb=memory("final"),
     params:

@@ -1,38 +1,36 @@
 """One AnnData of everything: the kept cells and genes, and what every step found about them.
 
 ``final.zarr`` opens with ``anndata.read_zarr``. X holds log-normalised values and
-``layers["counts"]`` the counts, both CSR, streamed by row blocks on all cores; all other slots
+``layers["counts"]`` the counts, both CSR, whose files are those of ``matrix.zarr``; all other slots
 have the names that scanpy's plots look for. Where there are two representations the plain names
 (``X_umap``, ``leiden``, ``neighbors``) are those after integration, and the ones before it end in
 ``_pca`` (``X_umap_pca``, ``leiden_pca``, ``neighbors_pca``). ``uns["provenance"]`` tells how each
 step came to its result, as JSON by step. The names that ``annotations`` give to clusters become
 ``obs/cell_type``.
 
-Settings: section ``final``. Inputs: ``counts.zarr`` and all step files. Output: ``final.zarr``.
+Settings: ``annotations``. Inputs: ``counts.zarr``, ``matrix.zarr`` and all step files. Output:
+``final.zarr``.
 """
 
 import json
 import os
-from contextlib import ExitStack
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scrna import slots
-from scrna.counts import Block, Counts, in_order, kept, log_normalize, row_ranges
+from scrna.celltypes import cell_types
+from scrna.counts import Counts, kept
 from scrna.errors import UserError
 from scrna.log import log
 from scrna.names import is_clustering
-from scrna.progress import Progress
 from scrna.step import provenance, run, step
-from scrna.store import CSRWriter, Rows, bytes_on_disk, new_store, write_tables
+from scrna.store import bytes_on_disk, new_store, write_tables
 
 #: Parts of a name in uns that sc.pp.neighbors derives from its key.
 _GRAPHS = ("distances", "connectivities")
-#: Non-zeros of a block: each thread holds some 100 MB while it makes one.
-_BLOCK_NNZ = 2**21
-_MOST_THREADS = 16
 
 
 @step
@@ -40,11 +38,10 @@ def final(
     counts: Path,
     filtered: Path,
     normalized: Path,
+    matrix: Path,
     steps: list[Path],
     out: Path,
     *,
-    X: bool,
-    counts_layer: bool,
     annotations: dict[str, dict[str, str]] | None = None,
 ) -> None:
     """Gather all steps into one AnnData.
@@ -53,14 +50,12 @@ def final(
     ----------
     counts, filtered, normalized
         ``counts.zarr`` and the step files of ``filter`` and ``normalize``.
+    matrix
+        ``matrix.zarr``.
     steps
         All other step files; those of a representation lie in one folder with it (pca, harmony).
     out
         ``final.zarr``.
-    X
-        Whether X holds the log-normalised values.
-    counts_layer
-        Whether ``layers["counts"]`` holds the counts.
     annotations
         Clustering → cluster → name, which become obs cell_type; a column of that name in the source
         becomes ``cell_type_source``.
@@ -84,12 +79,12 @@ def final(
             table[name] = values
     for clustering, names in (annotations or {}).items():
         obs = annotated(obs, clustering, names)
-    if X:
+    if (matrix / "X").is_dir():
         parts["uns"]["log1p"] = {"base": np.e}  # scanpy's own None is unknown to older readers
     parts["uns"]["provenance"]["convert"] = json.dumps(store.summary)
     parts["uns"]["provenance"]["final"] = json.dumps(provenance())
     with new_store(out) as root, ad.settings.override(allow_write_nullable_strings=False):
-        _write_matrices(root, store, cells, genes, normalized, X, counts_layer)
+        take_over(matrix, root)
         write_tables(root, obs, var)
         for slot in ("obsm", "varm", "obsp", "uns"):
             ad.io.write_elem(root, slot, parts[slot])
@@ -155,27 +150,17 @@ def annotated(obs, clustering: str, names: dict[str, str]):
     UserError
         If there is no such column or cluster.
     """
-    import pandas as pd
-
     if clustering not in obs:
         there = [name for name in obs if is_clustering(name.removesuffix("_pca"))]
         msg = f"annotations name {clustering}, which there is not; there are {', '.join(there)}"
         raise UserError(msg)
-    clusters = obs[clustering].cat
-    if unknown := sorted(set(names) - set(clusters.categories)):
-        msg = (
-            f"annotations.{clustering} names {', '.join(unknown)}, which {clustering} does not "
-            f"have; there are {', '.join(clusters.categories)}"
-        )
-        raise UserError(msg)
-    called = [names.get(cluster, f"{clustering} {cluster}") for cluster in clusters.categories]
-    types = list(dict.fromkeys(called))
-    codes = pd.Index(types).get_indexer(called)[clusters.codes]
+    types = cell_types(obs[clustering].array, clustering, names)
     if "cell_type" in obs:
         log.info("the source's cell_type is kept as cell_type_source")
         obs = obs.rename(columns={"cell_type": "cell_type_source"})
-    log.info("%d clusters of %s are %d cell types", len(called), clustering, len(types))
-    return obs.assign(cell_type=pd.Categorical.from_codes(codes, types))
+    n_clusters = len(obs[clustering].cat.categories)
+    log.info("%d clusters of %s are %d cell types", n_clusters, clustering, len(types.categories))
+    return obs.assign(cell_type=types)
 
 
 def gather(steps: list[Path], cells: np.ndarray, genes: np.ndarray) -> dict[str, dict[str, Any]]:
@@ -240,50 +225,29 @@ def renamed(name: str, value: Any, suffix: str) -> Any:
     return value
 
 
-def _write_matrices(
-    root, store: Counts, cells, genes, normalized: Path, log_normalized: bool, counts_layer: bool
-) -> None:
-    """Stream X and layers/counts: several blocks are made at a time, and written in their order."""
-    if not log_normalized and not counts_layer:
-        return
-    factor = slots.read(normalized, "obs/size_factor")
-    columns = None if genes.all() else np.flatnonzero(genes)
-    first = np.cumsum(cells) - cells  # of the kept cells before each cell
-    options = {"n_vars": int(genes.sum()), "dtype": np.float32}
+def take_over(matrix: Path, root) -> None:
+    """Give a store the matrices of another one, without copying what lies on one file system.
 
-    def made(span: tuple[int, int]) -> tuple[Rows | None, Rows]:
-        counts = store.take(*span, "cpu", cells[slice(*span)], columns)
-        sizes = np.diff(counts.indptr).astype(np.int32)
-        rows = Rows(counts.data, counts.indices, sizes)  # canonical, as the store is
-        if not log_normalized:
-            return None, rows
-        start = int(first[span[0]])
-        stop = start + counts.shape[0]
-        block = Block(start, stop, counts.data, counts.indices, counts.indptr)
-        return rows._replace(data=log_normalize(block, factor)), rows
+    zarr never writes into a file, it puts a new one in its place: what is later changed in one
+    store does not change in the other.
 
-    with ExitStack() as stack:
-        x_writer = counts_writer = None
-        if log_normalized:
-            x_writer = stack.enter_context(CSRWriter(root, "X", **options))
-        if counts_layer:
-            layers = root.create_group("layers")
-            layers.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
-            counts_writer = stack.enter_context(
-                CSRWriter(layers, "counts", **options, pattern=x_writer)
-            )
-        progress = stack.enter_context(Progress("final", total=int(cells.sum()), unit="cells"))
-        spans = [s for s in row_ranges(store.indptr, _BLOCK_NNZ) if cells[slice(*s)].any()]
-        threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS)
-        for values, rows in in_order(made, spans, threads):
-            if x_writer:
-                x_writer.append(values)
-            if counts_writer:
-                counts_writer.append(rows)
-            progress.update(len(rows.sizes))
-        for writer in (x_writer, counts_writer):  # the second copies from the first
-            if writer:
-                writer.close()
+    Parameters
+    ----------
+    matrix
+        The store that has them, as X and layers.
+    root
+        The root group of the store that gets them.
+    """
+    for name in ("X", "layers"):
+        if not (matrix / name).is_dir():
+            continue
+        target = Path(root.store.root, name)
+        try:
+            shutil.copytree(matrix / name, target, copy_function=os.link)
+        except (OSError, shutil.Error):
+            shutil.rmtree(target, ignore_errors=True)
+            log.info("%s is copied: its file system has no hard links", matrix / name)
+            shutil.copytree(matrix / name, target)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """The Dask cluster of a run: started with it, gone with it, and checked where it exists already.
 
 `start` starts this file as a program of its own, the engine. It holds the scheduler and watches
-over the workers, one for each GPU (dask-cuda) or one for the CPU, which import their libraries once
-for the whole run, and takes the rules' steps over a socket. All of it listens on this machine alone
-(127.0.0.1, any free port) and asks for keys made for the run: Dask speaks TLS with a certificate
-that never leaves the processes' memory, and the socket's key lies in a folder that only this user
-may enter. Nobody else can run code through it. It follows its Snakemake and is gone seconds after
-it, however that ended.
+over the workers, one for each GPU (dask-cuda) or, on the CPU, for each of the steps that run at a
+time. They import their libraries once for the whole run, and the engine takes the rules' steps over
+a socket. All of it listens on this machine alone (127.0.0.1, any free port) and asks for keys made
+for the run: Dask speaks TLS with a certificate that never leaves the processes' memory, and the
+socket's key lies in a folder that only this user may enter. Nobody else can run code through it. It
+follows its Snakemake and is gone seconds after it, however that ended.
 """
 
 import importlib.metadata
@@ -25,7 +25,8 @@ from contextlib import contextmanager, suppress
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
 from pathlib import Path
-from threading import Lock, Thread
+from queue import Empty, PriorityQueue
+from threading import Thread
 from typing import Any
 
 if __name__ == "__main__":
@@ -40,10 +41,18 @@ from scrna.watch import die_with, process_start
 #: Packages that the run and the workers of a cluster that exists need in the same version.
 PACKAGES = "dask distributed numpy zarr anndata scanpy".split()
 GPU_PACKAGES = ["rapids-singlecell-cu13"]
-_one_at_a_time = Lock()
+#: What Snakemake sets for a rule's own process: the threads of its libraries.
+_THREADS = [f"{name}_NUM_THREADS" for name in "OMP OPENBLAS MKL NUMEXPR".split()]
 
 
-def start(config: Mapping[str, Any], backend: str, due: Sequence[str] = ()) -> subprocess.Popen:
+def start(
+    config: Mapping[str, Any],
+    backend: str,
+    due: Sequence[str] = (),
+    *,
+    at_once: int = 1,
+    threads: int | None = None,
+) -> subprocess.Popen:
     """Start a run's cluster; its jobs learn of it by the environment. Does not wait.
 
     Parameters
@@ -54,6 +63,10 @@ def start(config: Mapping[str, Any], backend: str, due: Sequence[str] = ()) -> s
         ``gpu`` or ``cpu``.
     due
         Steps that the run will come to, in their order.
+    at_once
+        Steps that run at the same time, each in a worker of its own; on GPUs always one.
+    threads
+        CPU threads of a step; None: as many as there are cores.
 
     Returns
     -------
@@ -88,10 +101,13 @@ def start(config: Mapping[str, Any], backend: str, due: Sequence[str] = ()) -> s
         "gpus": [gpu.uuid for gpu in chosen],
         "threads": config["dask"]["threads"],
         "due": list(due),
+        "seats": [tasks.SEAT] if backend == "gpu" else [tasks.seat(i) for i in range(at_once)],
     }
+    count = {} if threads is None else dict.fromkeys(_THREADS, str(threads))
     with log_file.open("w") as log:
         engine = subprocess.Popen(
             [sys.executable, "-P", __file__, json.dumps(settings)],
+            env=os.environ | count,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -239,12 +255,15 @@ def main(settings: dict[str, Any]) -> None:
         die_with(settings["snakemake"])
         client = _start_cluster(settings, folder)
         key = secrets.token_bytes(32)
+        seats = PriorityQueue()  # the first that is free: the others prepare for what is to come
+        for seat in settings["seats"]:
+            seats.put(seat)
         with Listener(("127.0.0.1", 0)) as listener:
             _write(folder / "cluster.json", {"address": listener.address, "key": key.hex()})
             while True:
                 # whoever it is, and however long they take to answer, the next one is let in
                 who = listener.accept()
-                Thread(target=_serve, args=(who, key, client, settings), daemon=True).start()
+                Thread(target=_serve, args=(who, key, client, seats, settings), daemon=True).start()
     finally:
         # At once: what workers hold is worth nothing now, and one may be in a long call.
         for child in multiprocessing.active_children():
@@ -263,7 +282,9 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     temporary.rename(path)
 
 
-def _serve(connection: Connection, key: bytes, client, settings: dict[str, Any]) -> None:
+def _serve(
+    connection: Connection, key: bytes, client, seats: PriorityQueue, settings: dict[str, Any]
+) -> None:
     """Run the step that a rule's process asks for, if it knows the key."""
     with connection, suppress(OSError, EOFError, AuthenticationError):
         deliver_challenge(connection, key)
@@ -274,14 +295,14 @@ def _serve(connection: Connection, key: bytes, client, settings: dict[str, Any])
             return not connection.poll()  # a process that waits says nothing
 
         try:
-            with _turn(is_wanted):
+            with _turn(seats, is_wanted) as seat:
                 outcome = tasks.submit(
                     client,
                     request,
                     lambda about: remote.send(connection, "record", about),
                     claims=Path(settings["folder"]),
                     its_log=settings["log"],
-                    resources={tasks.RESOURCE: 1},
+                    resources={seat: 1},
                     is_wanted=is_wanted,
                 )
         except (UserError, tasks.StoppedError) as error:
@@ -291,15 +312,22 @@ def _serve(connection: Connection, key: bytes, client, settings: dict[str, Any])
 
 
 @contextmanager
-def _turn(is_wanted: Callable[[], bool]) -> Iterator[None]:
-    """Wait for a turn: a worker that dies shall take one step with it, not the next or the last."""
-    while not _one_at_a_time.acquire(timeout=0.25):
-        if not is_wanted():
-            raise tasks.StoppedError
+def _turn(seats: PriorityQueue, is_wanted: Callable[[], bool]) -> Iterator[str]:
+    """Wait for a worker's seat: one that dies shall take one step with it, not the next as well.
+
+    Dask by itself would queue a step behind another's, since steps leave its threads alone.
+    """
+    while True:
+        try:
+            seat = seats.get(timeout=0.25)
+            break
+        except Empty:
+            if not is_wanted():
+                raise tasks.StoppedError from None
     try:
-        yield
+        yield seat
     finally:
-        _one_at_a_time.release()
+        seats.put(seat)
 
 
 def _start_cluster(settings: dict[str, Any], folder: Path):
@@ -348,7 +376,7 @@ def _start_cluster(settings: dict[str, Any], folder: Path):
     else:
         from distributed import LocalCluster
 
-        cluster = LocalCluster(n_workers=1, threads_per_worker=1, **common)
+        cluster = LocalCluster(n_workers=len(settings["seats"]), threads_per_worker=1, **common)
     return Client(cluster, set_as_default=False)
 
 

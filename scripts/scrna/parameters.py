@@ -18,6 +18,8 @@ USES_SEED = (
 _USES_LABEL = ("trajectory", "integration", "figures", "report")
 _USES_BATCH = ("harmony", "integration", "figures", "report")
 _USES_NAMES = ("final", "figures", "report")
+#: Steps that share a section with another.
+_SECTIONS = {"marker_figures": "figures", "matrix": "final"}
 #: Keys of a section that say whether something is made, not how.
 _SWITCHES = ("enabled", "h5ad")
 
@@ -42,7 +44,7 @@ def of_step(
     -------
     In the order of their names: Snakemake compares texts, and YAML's order of keys is no change.
     """
-    section = dataset["figures" if step == "marker_figures" else step]
+    section = dataset[_SECTIONS.get(step, step)]
     found = {key: value for key, value in section.items() if key not in _SWITCHES}
     batches = batch_keys(dataset)
     if step in USES_BACKEND:
@@ -61,6 +63,8 @@ def of_step(
         found["n_pcs"] = dataset["neighbors"]["n_pcs"]
     elif step == "tsne" and dataset["tsne"]["enabled"] is True:
         found["max_cells"] = None  # asked for, however many they are
+    elif step == "final":
+        del found["X"], found["counts_layer"]
     elif step == "figures":
         del found["genes"], found["n_markers"]
     elif step == "marker_figures":

@@ -58,7 +58,7 @@ def cluster_of(job: Mapping[str, Any]) -> Cluster | None:
     if scheduler := job["config"].get("dask", {}).get("scheduler"):
         return Cluster(None, scheduler)
     folder = os.environ.get(FOLDER_VARIABLE)
-    if not folder or job["config"].get("worker") != "warm":
+    if not folder or job["config"].get("worker") not in ("warm", "auto"):
         return None
     cluster = Cluster(Path(folder))
     return cluster if _engine(cluster)["host"] == os.uname().nodename else None

@@ -19,7 +19,7 @@ GPU_MAX_NNZ = 2**31 - 1
 BYTES_AT_WORK = 40
 #: Steps that hold the matrix in memory where it fits, and steps that always go by blocks.
 MATRIX_STEPS = ("hvg", "pca", "markers")
-BLOCK_STEPS = ("qc", "normalize", "final")
+BLOCK_STEPS = ("qc", "normalize", "matrix", "final")
 #: Non-zeros that lie in the highly variable genes, as a share of all, at most. In data seen so far
 #: 5,000 of 20,000 to 30,000 genes hold 0.1 to 0.5 of them.
 HVG_SHARE = 0.6

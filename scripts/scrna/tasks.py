@@ -16,12 +16,17 @@ from typing import Any
 
 from scrna.errors import UserError
 
-#: What the one worker that takes steps has, in a run's own cluster.
-RESOURCE = "step"
+#: What a worker that takes steps has, in a run's own cluster: the one on the first GPU.
+SEAT = "step"
 _CONNECT = 10.0  # seconds to reach a scheduler
 _STOP = 5.0  # seconds to see a stopped step's worker go
 _POLL = 0.25  # seconds between looks whether a step is still wanted
 _TRIES = 3  # times that a worker may die before it begins with the step
+
+
+def seat(number: int) -> str:
+    """Name what each of several workers on the CPU has."""
+    return f"{SEAT}-{number}"
 
 
 class StoppedError(Exception):

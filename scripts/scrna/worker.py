@@ -22,9 +22,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from scrna import step
+from scrna import step, tasks
 from scrna.log import log, send_logs
-from scrna.tasks import RESOURCE
 from scrna.warmup import next_call
 
 #: The environment variable with the settings of the run's own workers, JSON: backend and gpu.
@@ -53,11 +52,16 @@ def dask_setup(worker) -> None:
     cache.start()
     if settings["backend"] == "gpu":
         step.start_gpu(**settings["gpu"])
-    # One step at a time, on the first GPU; the next goes to whichever process is there then.
-    if settings["first"] == os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]:
-        worker.state.total_resources[RESOURCE] = worker.state.available_resources[RESOURCE] = 1
-        if settings["backend"] == "gpu":
-            _steps.submit(next_call, settings["due"], "gpu", _steps.submit)
+    seat = None
+    if settings["backend"] == "cpu":
+        seat = tasks.seat(worker.name)
+    elif settings["first"] == os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]:
+        seat = tasks.SEAT
+    if seat:  # steps go to whichever process has it when their turn comes
+        worker.state.total_resources[seat] = worker.state.available_resources[seat] = 1
+        if seat != tasks.seat(0):  # on the CPU the first is wanted at once
+            due = settings["due"]
+            _steps.submit(next_call, due, settings["backend"], _steps.submit)
 
 
 def perform(request: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import scanpy as sc
 from sklearn.metrics import adjusted_rand_score
 
 from scripts.final import final
+from scripts.matrix import matrix
 
 pytestmark = pytest.mark.gpu
 
@@ -18,7 +19,8 @@ def whole(analyses, counts, tmp_path_factory):
     out = tmp_path_factory.mktemp("final") / "final.zarr"
     steps = [folder / f"{name}.h5" for name in "qc hvg pca neighbors umap leiden".split()]
     base = [folder / f"{name}.h5" for name in ("filter", "normalize")]
-    final(counts, *base, steps, out, X=True, counts_layer=True)
+    matrix(counts, *base, out.with_name("matrix.zarr"), X=True, counts_layer=True)
+    final(counts, *base, out.with_name("matrix.zarr"), steps, out)
     return ad.read_zarr(out)
 
 
@@ -36,8 +38,8 @@ def test_it_goes_to_the_gpu_and_back(adata, whole):
     import cupyx.scipy.sparse
     import rapids_singlecell as rsc
 
-    for matrix in (adata.X, adata.layers["counts"]):
-        assert isinstance(matrix, cupyx.scipy.sparse.csr_matrix)
+    for values in (adata.X, adata.layers["counts"]):
+        assert isinstance(values, cupyx.scipy.sparse.csr_matrix)
     rsc.get.anndata_to_CPU(adata, convert_all=True)
     assert (adata.X != whole.X).nnz == 0
     assert (adata.layers["counts"] != whole.layers["counts"]).nnz == 0

@@ -20,6 +20,7 @@ from scripts.integration import integration
 from scripts.leiden import leiden
 from scripts.louvain import louvain
 from scripts.markers import markers
+from scripts.matrix import matrix
 from scripts.neighbors import neighbors
 from scripts.normalize import normalize
 from scripts.pca import pca
@@ -90,9 +91,17 @@ class Analysis:
         sc.pp.log1p(adata)
         return adata
 
-    def final(self, name="final.zarr", steps=None, **own):
+    def matrix(self, **own):
+        """The matrices of the result; by default those of both kinds, made once."""
+        out = self.folder / "-".join(["matrix", *map(str, own.values())])
+        if not out.exists():
+            matrix(*self.base, out, **settings("final") | own)
+        return out
+
+    def final(self, name="final.zarr", steps=None, annotations=None, **own):
         out = self.folder / name
-        final(*self.base, steps or self.steps, out, **settings("final", **own))
+        files = *self.base, self.matrix(**own), steps or self.steps
+        final(*files, out, annotations=annotations)
         return out
 
 

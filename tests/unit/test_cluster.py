@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Client as Socket
 from pathlib import Path
@@ -128,13 +128,13 @@ class Toys:
         return Ended(self.start(body, **settings), self.folder)
 
 
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory):
+@contextmanager
+def running(folder, **options):
     """A run's own cluster on the CPU: its folder, and what engine.json says."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("run"))
+        patch.chdir(folder)
         patch.setenv(remote.FOLDER_VARIABLE, "")
-        process = cluster.start(CONFIG, "cpu")
+        process = cluster.start(CONFIG, "cpu", **options)
         folder = Path(os.environ[remote.FOLDER_VARIABLE])
     about = json.loads((folder / "engine.json").read_text())
     eventually((folder / "cluster.json").exists, 60)
@@ -144,6 +144,25 @@ def engine(tmp_path_factory):
     assert process.wait(timeout=30) == 0
     assert psutil.wait_procs(children, timeout=20)[1] == []
     assert not folder.exists()
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("run")) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """One with two workers, for two steps at a time; Dask's own ports are somebody else's."""
+    with ExitStack() as stack:
+        for port in (8786, 8787):
+            taken = stack.enter_context(socket.socket())
+            with suppress(OSError):  # by somebody else already
+                taken.bind(("127.0.0.1", port))
+                taken.listen()
+        folder = tmp_path_factory.mktemp("pair")
+        yield stack.enter_context(running(folder, at_once=2, threads=1))
 
 
 @pytest.fixture
@@ -290,6 +309,47 @@ def test_a_step_whose_rule_is_stopped_stops(warm, number, code):
     if number == signal.SIGINT:
         assert ended.stderr == "[toy pbmc3k] stopped by Ctrl-C\n"
     assert warm.run(PID).pid != pid
+
+
+#: Says its process, and waits for another step to say its own.
+MEETS = """
+(out.parent.parent / f"{out.parent.name}.here").touch()
+end = time.monotonic() + 60
+while len(list(out.parent.parent.glob("*.here"))) < 2:
+    assert time.monotonic() < end, "nobody came"
+    time.sleep(0.02)
+assert os.environ["OMP_NUM_THREADS"] == "1"
+"""
+
+
+def toys(pair, folder) -> list[Toys]:
+    found = []
+    for name in ("one", "two"):
+        (folder / name).mkdir()
+        found.append(Toys(folder / name, {remote.FOLDER_VARIABLE: str(pair.folder)}, CONFIG))
+    return found
+
+
+@pytest.mark.slow  # with those like it
+def test_two_steps_run_at_a_time_each_in_a_process_of_its_own(pair, tmp_path):
+    both = toys(pair, tmp_path)
+    started = [toy.start(MEETS + PID) for toy in both]
+    pids = [Ended(process, toy.folder).pid for process, toy in zip(started, both, strict=True)]
+    assert pids[0] != pids[1]
+
+
+@pytest.mark.slow  # with those like it
+def test_a_worker_that_dies_does_not_harm_the_other(pair, tmp_path):
+    one, two = toys(pair, tmp_path)
+    first, second = one.start(MEETS + "os._exit(1)"), two.start(MEETS + "time.sleep(1)\n" + PID)
+    assert Ended(first, one.folder).code == 1
+    other = Ended(second, two.folder).pid
+    for file in tmp_path.glob("*.here"):
+        file.unlink()
+    started = [toy.start(MEETS + PID) for toy in (one, two)]
+    pids = [Ended(p, toy.folder).pid for p, toy in zip(started, (one, two), strict=True)]
+    assert other in pids
+    assert pids[0] != pids[1]
 
 
 def test_all_of_it_listens_on_this_machine_alone(engine):

@@ -1,19 +1,24 @@
 """The one AnnData at the end: complete and true to its sources."""
 
+import errno
 import json
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+import zarr
+from anndata.io import read_elem
 from scipy.sparse import csr_matrix
 
 from scripts.final import final, final_name, renamed
+from scripts.matrix import matrix
 from scrna import slots
 from scrna.errors import UserError
-from tests.unit.steps import settings, store, write_pca
+from tests.unit.steps import store, write_pca
 
 pytest_plugins = ["tests.unit.fixtures"]
 
@@ -74,13 +79,46 @@ def few(demo):
     return [path for path in demo.steps if path.stem in wanted and path.parent.name != "harmony"]
 
 
-def test_many_blocks_make_the_same(demo, whole, monkeypatch, caplog):
-    monkeypatch.setattr("scripts.final._BLOCK_NNZ", 5000)
+def test_many_blocks_make_the_same(demo, whole, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("scripts.matrix._BLOCK_NNZ", 5000)
     caplog.set_level("INFO", "scrna")
-    again = ad.read_zarr(demo.final("blocks.zarr", few(demo)))
-    assert (again.X != whole.X).nnz == 0
-    assert (again.layers["counts"] != whole.layers["counts"]).nnz == 0
+    matrix(*demo.base, tmp_path / "matrix.zarr", X=True, counts_layer=True)
+    found = zarr.open_group(tmp_path / "matrix.zarr", mode="r")
+    assert (read_elem(found["X"]) != whole.X).nnz == 0
+    assert (read_elem(found["layers"])["counts"] != whole.layers["counts"]).nnz == 0
     assert f"{whole.n_obs:,} cells × {whole.n_vars:,} genes" in caplog.text
+
+
+def files_of(store):
+    return {f.relative_to(store): f for f in store.rglob("*") if f.is_file()}
+
+
+def test_the_matrices_are_not_written_again(demo):
+    made, store = files_of(demo.matrix()), files_of(demo.final("linked.zarr", few(demo)))
+    shared = [name for name in made if name.parts[0] in ("X", "layers")]
+    assert len(shared) > 8
+    for name in shared:
+        assert store[name].samefile(made[name])
+
+
+def test_what_is_changed_in_the_result_does_not_change_the_matrices(demo, whole):
+    path = demo.final("changed.zarr", few(demo))
+    root = zarr.open_group(path, mode="r+")
+    root["X/data"][:3] = 99
+    changed, kept = (zarr.open_group(p, mode="r")["X/data"][:3] for p in (path, demo.matrix()))
+    np.testing.assert_array_equal(changed, 99)
+    np.testing.assert_array_equal(kept, whole.X.data[:3])
+
+
+def test_without_hard_links_the_matrices_are_copied(demo, whole, monkeypatch, caplog):
+    def refuse(*_, **__):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("scripts.final.os", SimpleNamespace(link=refuse))
+    with caplog.at_level("INFO", "scrna"):
+        found = ad.read_zarr(demo.final("copied.zarr", few(demo)))
+    assert "no hard links" in caplog.text
+    assert (found.X != whole.X).nnz == 0
 
 
 @pytest.mark.parametrize(("has_x", "has_counts"), [(True, False), (False, True), (False, False)])
@@ -204,7 +242,7 @@ def test_the_provenance_of_every_step(demo, whole):
     assert known["leiden"]["inputs"] != known["leiden_pca"]["inputs"]
     assert known["leiden"]["inputs"]["neighbors"] == slots.digest_of(demo["harmony/neighbors"])
     assert known["umap"]["versions"]["scanpy"] == version("scanpy")
-    assert known["final"]["parameters"] == settings("final", annotations=None)
+    assert known["final"]["parameters"] == {"annotations": None}
     assert known["convert"]["n_obs"] == 700
     assert known["convert"]["digest"] == known["qc"]["inputs"]["counts"]
 
@@ -224,8 +262,8 @@ def test_nothing_is_left_of_a_failure(demo, tmp_path):
     slots.write(tmp_path / "worse.h5", {"obs/few": np.zeros(3)})
     with pytest.raises(ValueError, match="Length of values"):
         final(
-            *demo.base, [tmp_path / "pca.h5", tmp_path / "worse.h5"], tmp_path / "final.zarr",
-            **settings("final"),
+            *demo.base, demo.matrix(), [tmp_path / "pca.h5", tmp_path / "worse.h5"],
+            tmp_path / "final.zarr",
         )  # fmt: skip
     assert not list(tmp_path.glob("*final.zarr*"))
 

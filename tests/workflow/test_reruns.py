@@ -8,19 +8,19 @@ import pytest
 
 #: Every job of the shared run, as rule and place.
 JOBS = """
-simulate toy, convert toy, qc toy, filter toy, normalize toy, hvg toy,
+simulate toy, convert toy, qc toy, filter toy, normalize toy, matrix toy, hvg toy,
 pca toy/pca, neighbors toy/pca, umap toy/pca, leiden toy/pca, markers toy/pca, trajectory toy/pca,
 harmony toy/harmony, neighbors toy/harmony, umap toy/harmony, leiden toy/harmony,
 markers toy/harmony, trajectory toy/harmony, integration toy, figures toy,
 marker_figures toy/pca, marker_figures toy/harmony, report toy, final toy,
-simulate plain, convert plain, qc plain, filter plain, normalize plain, hvg plain, pca plain/pca,
-neighbors plain/pca, umap plain/pca, tsne plain/pca, leiden plain/pca, louvain plain/pca,
-markers plain/pca, trajectory plain/pca, final plain, h5ad plain
+simulate plain, convert plain, qc plain, filter plain, normalize plain, matrix plain, hvg plain,
+pca plain/pca, neighbors plain/pca, umap plain/pca, tsne plain/pca, leiden plain/pca,
+louvain plain/pca, markers plain/pca, trajectory plain/pca, final plain, h5ad plain
 """
 #: Those of a dataset that is only now run.
 NEW = """
-convert new, qc new, filter new, normalize new, hvg new, pca new/pca, neighbors new/pca,
-umap new/pca, leiden new/pca, markers new/pca, trajectory new/pca, final new
+convert new, qc new, filter new, normalize new, matrix new, hvg new, pca new/pca,
+neighbors new/pca, umap new/pca, leiden new/pca, markers new/pca, trajectory new/pca, final new
 """
 
 
@@ -45,7 +45,7 @@ LEIDEN = of("leiden trajectory integration") | DRAWN | at("toy", of("markers")) 
 NEIGHBORS = of("neighbors umap louvain") | LEIDEN
 PCA = of("pca harmony tsne") | NEIGHBORS
 HVG = of("hvg") | PCA
-NORMALIZE = of("normalize markers") | HVG
+NORMALIZE = of("normalize matrix markers") | HVG
 FILTER = of("filter") | NORMALIZE
 QC = of("qc") | FILTER
 CONVERT = of("convert") | QC
@@ -69,7 +69,7 @@ CHANGES = {
     "markers: {min_cells: 9}": of("markers marker_figures") | FINAL,
     "trajectory: {n_dcs: 5}": of("trajectory figures") | FINAL,
     "integration: {n_cells: 150}": {"integration toy"} | at("toy", FINAL),
-    "final: {counts_layer: false}": of("final h5ad"),
+    "final: {counts_layer: false}": of("matrix final h5ad"),
     "figures: {dpi: 60}": set(),  # toy has its own
     "datasets: {toy: {figures: {dpi: 60}}}": DRAWN,
     "datasets: {toy: {figures: {n_markers: 2}}}": of("marker_figures report"),

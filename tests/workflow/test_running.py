@@ -47,9 +47,9 @@ def test_a_profile_by_its_name_in_a_fresh_clone(done, tmp_path, profile):
     shown = snakemake("--profile", profile, "-n", folder=clone)
     assert shown.returncode == 0, shown.stderr
     twice = "neighbors umap tsne leiden markers trajectory marker_figures".split()
-    once = "simulate convert qc filter normalize hvg pca harmony integration final".split()
+    once = "simulate convert qc filter normalize matrix hvg pca harmony integration final".split()
     once += ["figures", "report", "all"]
-    wanted = dict.fromkeys(twice, 2) | dict.fromkeys(once, 1) | {"total": 27}
+    wanted = dict.fromkeys(twice, 2) | dict.fromkeys(once, 1) | {"total": 28}
     assert job_table(shown.stdout) == wanted
     assert re.search(r"^backend: (cpu|gpu) \(.+\)", shown.stdout, re.MULTILINE)
 

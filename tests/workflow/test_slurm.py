@@ -179,7 +179,7 @@ def ran(slurm, code, tmp_path_factory) -> Workflow:
 
 
 def test_every_step_is_a_job_and_the_result_opens(ran):
-    steps = "simulate convert qc filter normalize hvg pca neighbors umap leiden final"
+    steps = "simulate convert qc filter normalize matrix hvg pca neighbors umap leiden final"
     assert {*(done := jobs())} == {*steps.split()}
     assert {job["JobState"] for job in done.values()} == {"COMPLETED"}, ran.output
     result = ad.read_zarr(ran.folder / "results/plain/final.zarr")
@@ -189,7 +189,7 @@ def test_every_step_is_a_job_and_the_result_opens(ran):
 
 def test_a_job_asks_for_what_its_rule_says(ran):
     asked = jobs()
-    assert [asked[rule]["NumCPUs"] for rule in ("filter", "qc", "final")] == ["1", "16", "16"]
+    assert [asked[rule]["NumCPUs"] for rule in ("filter", "qc", "matrix")] == ["1", "16", "16"]
     assert [asked[rule]["MinMemoryNode"] for rule in ("simulate", "convert")] == ["4000M", "3000M"]
     assert int(asked["pca"]["MinMemoryNode"].removesuffix("M")) >= 1000
     limits = [asked[rule]["TimeLimit"] for rule in ("filter", "qc", "convert", "umap")]

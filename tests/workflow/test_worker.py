@@ -67,34 +67,56 @@ def engine_log(workflow) -> str:
 
 
 @pytest.mark.slow
-def test_the_same_results_from_a_worker(done, tmp_path):
-    workflow = done.at(tmp_path / "work").over(WARM)
-    files = [workflow.folder / f"results/plain/{step}.h5" for step in ("qc", "normalize", "hvg")]
+def test_the_same_results_from_a_worker_and_without(done, tmp_path):
+    """The shared run has one, since it has many steps to do."""
+    workflow = done.at(tmp_path / "work").over("run: plain\nworker: none")
+    files = [f"results/plain/{step}.h5" for step in ("qc", "normalize", "hvg")]
     for file in files:
-        file.unlink()
+        (workflow.folder / file).unlink()
+    workflow.run(*files)
+    for file in files:
+        alone, warm = (run.folder / file for run in (workflow, done))
+        assert slots.digest_of(alone) == slots.digest_of(warm)
+        how = [slots.provenance_of(each)["worker"] for each in (alone, warm)]
+        assert how == ["own process", "warm"]
+    log = (done.folder / "logs/plain/qc.log").read_text()
+    assert re.search(r"^\[qc plain\] \d+ cells: median", done.output, re.MULTILINE)
+    assert re.search(r"INFO qc done in [\d.]+ s on the CPU$", log, re.MULTILINE)
+    for worker in ("none", "auto", "warm"):  # no reason to run again
+        assert workflow.over(f"worker: {worker}").due(*files) == set()
+
+
+@pytest.mark.slow
+def test_nothing_is_left_of_a_worker(done, tmp_path):
+    assert not list((done.folder / ".snakemake/scrna").iterdir())
+    workflow = done.at(tmp_path / "work").over(WARM)
+    file = workflow.folder / "results/plain/qc.h5"
+    file.unlink()
     with open(tmp_path / "output.txt", "w") as output:
-        process = workflow.start(
-            *map(str, (f.relative_to(workflow.folder) for f in files)), stdout=output, stderr=output
-        )
+        process = workflow.start("results/plain/qc.h5", stdout=output, stderr=output)
         assert process.wait(timeout=120) == 0
     wait_until(lambda: not processes_of(process.pid), 10)
-    for file in files:
-        before = done.folder / file.relative_to(workflow.folder)
-        assert slots.digest_of(file) == slots.digest_of(before)
-        assert slots.provenance_of(file)["worker"] == "warm"
-        assert slots.provenance_of(before)["worker"] == "own process"
-    shown = (tmp_path / "output.txt").read_text()
-    log = (workflow.folder / "logs/plain/qc.log").read_text()
-    assert re.search(r"^\[qc plain\] \d+ cells: median", shown, re.MULTILINE)
-    assert re.search(r"INFO qc done in [\d.]+ s on the CPU$", log, re.MULTILINE)
+    assert slots.provenance_of(file)["worker"] == "warm"
     assert not list((workflow.folder / ".snakemake/scrna").iterdir())
-    assert workflow.due("results/plain/hvg.h5") == set()  # with or without: no reason to rerun
-    assert done.over("worker: none").due("results/plain/hvg.h5") == set()
+
+
+@pytest.mark.slow
+def test_a_run_of_few_steps_starts_no_worker_by_itself(done, tmp_path):
+    workflow = done.at(tmp_path / "work").over("run: plain")
+    for log in (workflow.folder / ".snakemake/log").glob("cluster.log"):
+        log.unlink()
+    file = workflow.folder / "results/plain/qc.h5"
+    file.unlink()
+    workflow.run("results/plain/qc.h5")
+    assert slots.provenance_of(file)["worker"] == "own process"
+    assert engine_log(workflow) == ""
 
 
 @pytest.mark.slow
 def test_no_worker_where_nothing_needs_one(done, tmp_path):
     workflow = done.at(tmp_path / "work").over(WARM)
+    shutil.rmtree(workflow.folder / ".snakemake/scrna")
+    (workflow.folder / ".snakemake/log/cluster.log").unlink()
     (workflow.folder / UMAP).unlink()
     workflow.run(UMAP, options=("-n",))
     workflow.run("results/plain/qc.h5")  # nothing to be done
@@ -222,12 +244,12 @@ rule all:
 @pytest.mark.parametrize("profile", ["spark", "workstation"])
 @pytest.mark.parametrize(
     ("more", "worker"),
-    [([], "warm"), (["--configfile", "user.yaml"], "warm"), (["--config", "seed=1"], "none")],
+    [([], "warm"), (["--configfile", "user.yaml"], "warm"), (["--config", "seed=1"], "auto")],
 )
 def test_a_profile_with_gpus_asks_for_the_worker(code, tmp_path, profile, more, worker):
     """Its config stands above files; --config on the command line replaces it."""
     (tmp_path / "Snakefile").write_text(SHOW)
-    (tmp_path / "own.yaml").write_text("worker: none\n")
+    (tmp_path / "own.yaml").write_text("worker: auto\n")
     (tmp_path / "user.yaml").write_text("run: toy\n")
     command = [sys.executable, "-m", "snakemake", "--profile", code / f"profiles/{profile}"]
     subprocess.run([*command, *more], cwd=tmp_path, check=True, capture_output=True, timeout=60)
