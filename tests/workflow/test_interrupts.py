@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,30 +15,9 @@ from scipy import sparse
 
 from scrna import slots
 from scrna.simulate import Simulation
-from scrna.watch import PID_VARIABLE
+from tests.workflow.processes import processes_of, wait_until
 
 pytestmark = pytest.mark.slow
-
-
-def wait_until(holds: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
-
-
-def jobs_of(pid: int) -> list[int]:
-    """The processes that still run for a Snakemake process, which may itself be gone."""
-    mark = f"{PID_VARIABLE}={pid}\0".encode()
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            is_job = mark in (process / "environ").read_bytes()
-        except OSError:
-            continue
-        if is_job and int(process.name) != pid:
-            found.append(int(process.name))
-    return found
 
 
 def temporary_files(folder: Path) -> list[Path]:
@@ -58,7 +36,7 @@ def kill(workflow, *targets: str, when: Callable[[], object]) -> None:
         wait_until(when)
         process.kill()
         process.wait()
-        wait_until(lambda: not jobs_of(process.pid), seconds=20)
+        wait_until(lambda: not processes_of(process.pid), seconds=20)
 
 
 def stop(workflow, *, when: Callable[[], object]) -> str:
@@ -68,7 +46,7 @@ def stop(workflow, *, when: Callable[[], object]) -> str:
         wait_until(when)
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=60) == 1
-        assert jobs_of(process.pid) == []
+        assert processes_of(process.pid) == []
     return (workflow.folder / "output.txt").read_text()
 
 

@@ -11,7 +11,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ import pytest
 
 from tests.conftest import has_gpu
 from tests.workflow.conftest import Workflow
+from tests.workflow.processes import wait_until
 
 pytestmark = [
     pytest.mark.slurm,
@@ -124,13 +124,6 @@ def _run(*command: str) -> str:
 def queue() -> str:
     """The states of the jobs that wait or run."""
     return _run("squeue", "-h", "-o", "%T").strip()
-
-
-def wait_until(holds, *, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)
 
 
 def _free_ports(n: int) -> list[int]:

@@ -7,15 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from scrna import slots
-from scrna.watch import PID_VARIABLE, process_start
+from tests.workflow.processes import processes_of, wait_until
 
 WARM = "run: plain\nworker: warm"
 UMAP = "results/plain/pca/umap.h5"
@@ -23,30 +21,17 @@ UMAP = "results/plain/pca/umap.h5"
 FOREVER = "open(f'{out}.begun', 'w').close(); import time; time.sleep(120)"
 
 
-def wait_until(holds: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
-
-
-def processes_of(pid: int) -> list[int]:
-    """All that a Snakemake process started, and what these started, wherever they belong now."""
-    mark = f"{PID_VARIABLE}={pid}\0".encode()
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            is_ours = mark in (process / "environ").read_bytes()
-        except OSError:
-            continue
-        if is_ours and int(process.name) != pid and process_start(int(process.name)):
-            found.append(int(process.name))
-    return found
+def copied(done, folder: Path):
+    """The complete run, which had workers; what a copy's engine logs is its own."""
+    workflow = done.at(folder)
+    shutil.rmtree(workflow.folder / ".snakemake/scrna")
+    (workflow.folder / ".snakemake/log/cluster.log").unlink()
+    return workflow
 
 
 def due_umap(done, tmp_path, line: str, name: str = "work"):
     """The complete run, with a line put at the beginning of the step umap, so that it is due."""
-    workflow = done.at(tmp_path / name).clone(tmp_path / f"{name}-code").over(WARM)
+    workflow = copied(done, tmp_path / name).clone(tmp_path / f"{name}-code").over(WARM)
     script = workflow.code / "scripts/umap.py"
     lines = script.read_text().splitlines()
     function = next(
@@ -69,7 +54,7 @@ def engine_log(workflow) -> str:
 @pytest.mark.slow
 def test_the_same_results_from_a_worker_and_without(done, tmp_path):
     """The shared run has one, since it has many steps to do."""
-    workflow = done.at(tmp_path / "work").over("run: plain\nworker: none")
+    workflow = copied(done, tmp_path / "work").over("run: plain\nworker: none")
     files = [f"results/plain/{step}.h5" for step in ("qc", "normalize", "hvg")]
     for file in files:
         (workflow.folder / file).unlink()
@@ -89,7 +74,7 @@ def test_the_same_results_from_a_worker_and_without(done, tmp_path):
 @pytest.mark.slow
 def test_nothing_is_left_of_a_worker(done, tmp_path):
     assert not list((done.folder / ".snakemake/scrna").iterdir())
-    workflow = done.at(tmp_path / "work").over(WARM)
+    workflow = copied(done, tmp_path / "work").over(WARM)
     file = workflow.folder / "results/plain/qc.h5"
     file.unlink()
     with open(tmp_path / "output.txt", "w") as output:
@@ -102,9 +87,7 @@ def test_nothing_is_left_of_a_worker(done, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_of_few_steps_starts_no_worker_by_itself(done, tmp_path):
-    workflow = done.at(tmp_path / "work").over("run: plain")
-    for log in (workflow.folder / ".snakemake/log").glob("cluster.log"):
-        log.unlink()
+    workflow = copied(done, tmp_path / "work").over("run: plain")
     file = workflow.folder / "results/plain/qc.h5"
     file.unlink()
     workflow.run("results/plain/qc.h5")
@@ -114,9 +97,7 @@ def test_a_run_of_few_steps_starts_no_worker_by_itself(done, tmp_path):
 
 @pytest.mark.slow
 def test_no_worker_where_nothing_needs_one(done, tmp_path):
-    workflow = done.at(tmp_path / "work").over(WARM)
-    shutil.rmtree(workflow.folder / ".snakemake/scrna")
-    (workflow.folder / ".snakemake/log/cluster.log").unlink()
+    workflow = copied(done, tmp_path / "work").over(WARM)
     (workflow.folder / UMAP).unlink()
     workflow.run(UMAP, options=("-n",))
     workflow.run("results/plain/qc.h5")  # nothing to be done
