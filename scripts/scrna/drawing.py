@@ -190,14 +190,16 @@ def points_by_value(
     if not known.all():
         nothing = pd.Categorical.from_codes(np.full((~known).sum(), -1), [])
         points_by_group(ax, xy[~known], nothing)
-    xy, values, marks = xy[known], values[known], _marks(len(xy))
-    if len(known) > MOST_DRAWN:
+    coloured, values = xy[known], values[known]
+    if len(xy) > MOST_DRAWN:
         from datashader import mean
 
-        drawn = _shade(ax, _table(xy, values), mean("c"), norm="linear", **scale)
+        drawn = _shade(ax, _table(coloured, values), mean("c"), norm="linear", **scale)
+        for set_limits, column in ((ax.set_xlim, xy[:, 0]), (ax.set_ylim, xy[:, 1])):
+            set_limits(column.min(), column.max())  # the grey ones are to be seen whole
     else:
-        order = np.argsort(values, kind="stable") if high_on_top else in_random_order(len(xy))
-        drawn = ax.scatter(*xy[order].T, c=values[order], **scale, **marks)
+        order = np.argsort(values, kind="stable") if high_on_top else in_random_order(len(values))
+        drawn = ax.scatter(*coloured[order].T, c=values[order], **scale, **_marks(len(xy)))
     bar = ax.figure.colorbar(drawn, cax=ax.inset_axes([1.02, 0.15, 0.03, 0.7]))
     bar.set_label(label)
     bar.outline.set_visible(False)

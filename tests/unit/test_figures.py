@@ -306,6 +306,17 @@ def test_few_cells_and_constant_values_are_drawn():
     figure.draw_without_rendering()
 
 
+@pytest.mark.parametrize("n", [1000, drawing.MOST_DRAWN + 1])
+def test_points_without_a_value_are_within_the_picture(n):
+    xy = np.random.default_rng(0).uniform(-1, 1, (n, 2))
+    values = np.where(np.abs(xy).max(axis=1) < 0.4, xy[:, 0], np.nan)
+    _, ((ax,),) = drawing.panels(1, 1, (2, 2))
+    drawing.points_by_value(ax, xy, values, "pseudotime")
+    for limits, column in ((ax.get_xlim(), xy[:, 0]), (ax.get_ylim(), xy[:, 1])):
+        assert limits[0] <= column.min()
+        assert limits[1] >= column.max()
+
+
 def test_many_groups_are_named_up_to_sixty():
     _, ((ax,),) = drawing.panels(1, 1, (2, 2))
     drawing.legend(ax, colours_of([f"b{i}" for i in range(75)]), "batch")

@@ -186,7 +186,7 @@ def test_steps_that_nobody_asked_for_are_not_done(done):
     assert "results/plain/pca/leiden.h5" in files
 
 
-@pytest.mark.parametrize("rule", ["filter", "normalize", "final"])
+@pytest.mark.parametrize("rule", ["filter", "normalize"])
 def test_steps_on_tables_take_no_time(done, rule):
     """1.5 s, the process's start included; twice that here, where other tests run meanwhile."""
     for dataset in ("toy", "plain"):
