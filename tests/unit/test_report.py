@@ -4,9 +4,12 @@ import csv
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import product
 from xml.etree.ElementTree import Element, TreeBuilder
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
@@ -104,8 +107,6 @@ def made(results, **changes):
 
 def changed(results, tmp_path, step, rep="", **facts):
     """The results with other facts in the provenance of a step."""
-    import h5py
-
     path = results.files[rep, step]
     copy = tmp_path / rep / path.name
     copy.parent.mkdir(exist_ok=True)
@@ -248,6 +249,22 @@ def test_the_verdict_and_the_scores(results):
     row = tree["integration"].find(".//tr[@data-score='ari']")
     expected = [f"{scores[rep]['ari']:.2f}" for rep in ("pca", "harmony")]
     assert [said(cell) for cell in row][1:] == expected
+
+
+def test_an_integration_is_told_without_known_types(results, tmp_path):
+    of_labels = ("same_label", "clisi", "silhouette_label", "ari", "nmi")
+    path = shutil.copy(results.files["", "integration"], tmp_path / "integration.h5")
+    with h5py.File(path, "r+") as file:
+        scores = file["uns/integration"]
+        del scores["label_key"]
+        for rep, name in product(results.reps, of_labels):
+            scores[rep][name][...] = np.nan
+    steps = [path for path in results.steps if path.stem != "integration"]
+    tree = made(replace(results, steps=[*steps, tmp_path / "integration.h5"]))
+    rows = {row.get("data-score") for row in tree["integration"].iter("tr")}
+    assert "same_batch" in rows
+    assert rows.isdisjoint(of_labels)
+    assert "by batch; the scores" in said(tree["integration"])
 
 
 def test_one_representation_has_no_integration(results):
