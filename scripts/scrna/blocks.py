@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -161,30 +161,64 @@ def matrix(
         kept=keys if genes is None else {},
         **settings,
     )
-    key = keys[choice.mode]
-    store = Counts(counts)
     factor = None if normalized is None else slots.read(normalized, "obs/size_factor")
-    there = cache.get(key)
+    wanted = _Wanted(Counts(counts), backend, cells, used, genes, factor, nnz, keys[choice.mode])
+    there = cache.get(wanted.key)
+    is_lazy = choice.mode == "blocks"
+    # columns of kept blocks are held beside them
+    needed = 8 * nnz + _at_work() if is_lazy and genes is not None else 0
+    if there and needed > execution.usable_memory(backend):
+        there = None
     if there:
         log.info("the matrix is in memory from an earlier step")
     note("matrix", "kept in memory" if there else "read")
-    if choice.mode == "memory":
-        if there:
-            whole = there.blocks[0]
-            yield whole if genes is None else columns_of(whole, genes, backend)
-            return
-        whole = store.matrix(backend, nnz=nnz, cells=cells, genes=used, size_factor=factor)
-        if genes is None:
-            _keep(key, [whole], backend)
-        yield whole
-        return
+    if is_lazy:
+        with _lazy(step, wanted, there, needs_client=needs_client) as lazy:
+            yield lazy
+    else:
+        yield _whole(wanted, there)
+
+
+class _Wanted(NamedTuple):
+    """What a step asks for of the kept cells."""
+
+    store: Counts
+    backend: str
+    cells: np.ndarray
+    used: np.ndarray
+    """Mask of the genes, over all."""
+    genes: np.ndarray | None
+    """The same over the kept genes; None for all of them."""
+    factor: np.ndarray | None
+    nnz: int
+    key: tuple | None
+
+
+def _whole(wanted: _Wanted, there: cache.Kept | None):
+    """Give the matrix in memory: one that is kept, or columns of it, or read from disk."""
+    store, backend, cells, used, genes, factor, nnz, key = wanted
+    if there:
+        whole = there.blocks[0]
+        return whole if genes is None else columns_of(whole, genes, backend)
+    whole = store.matrix(backend, nnz=nnz, cells=cells, genes=used, size_factor=factor)
+    if genes is None:
+        _keep(key, [whole], backend)
+    return whole
+
+
+@contextmanager
+def _lazy(
+    step: str, wanted: _Wanted, there: cache.Kept | None, *, needs_client: bool
+) -> Iterator[Any]:
+    """Give the matrix in blocks: of those that are kept, or read from disk."""
+    store, backend, cells, used, genes, factor, nnz, key = wanted
     with _cluster(backend, needs_client=needs_client) as client, ExitStack() as stack:
         if client is None:
             import dask
 
             pool = stack.enter_context(ThreadPoolExecutor(_machine["threads"]))
             stack.enter_context(dask.config.set(scheduler="threads", pool=pool))
-        stack.enter_context(_passes(step, shape[0], client))
+        stack.enter_context(_passes(step, int(cells.sum()), client))
         try:
             if there and client is None:
                 yield _from_kept(there.blocks, genes, backend)
@@ -251,7 +285,7 @@ def _held(lazy, nnz: int, backend: str, client):
     What works on them then reads the disk once, and not once for each of its passes.
     """
     n_devices = 1 if client is None else len(client.scheduler_info(n_workers=-1)["workers"])
-    at_work = BLOCK_NNZ * BYTES_AT_WORK * _machine["threads"] * n_devices
+    at_work = _at_work() * n_devices
     needed = 8 * nnz + 4 * lazy.shape[0]
     cache.make_room((needed + at_work) // n_devices - execution.usable_memory(backend))
     there = execution.usable_memory(backend) * n_devices
@@ -269,6 +303,11 @@ def _held(lazy, nnz: int, backend: str, client):
 
     wait(lazy)
     return lazy
+
+
+def _at_work() -> int:
+    """Tell the bytes that the blocks take on a device that are worked on there."""
+    return BLOCK_NNZ * BYTES_AT_WORK * _machine["threads"]
 
 
 #: Blocks that this process holds for the step that runs.

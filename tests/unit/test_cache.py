@@ -176,6 +176,21 @@ def test_nothing_is_kept_that_leaves_too_little(simulated, monkeypatch, warm):
         assert cache.nbytes() == 0
 
 
+@pytest.mark.parametrize(("free", "how"), [(10**12, "kept in memory"), (10**6, "read")])
+def test_columns_are_read_where_kept_blocks_leave_no_room(
+    simulated, settings, tmp_path, monkeypatch, warm, free, how
+):
+    """Blocks that are kept, and their highly variable columns, have to fit beside each other."""
+    files = simulated.counts, simulated.filtered, simulated.normalized
+    asked = {"backend": "cpu", "execution": "blocks"}
+    hvg(*files, tmp_path / "hvg.h5", **settings("hvg", n_top_genes=150), **asked)
+    assert cache.nbytes() > 0
+    monkeypatch.setattr(execution, "usable_memory", lambda _: free)
+    inputs = simulated.counts, simulated.qc, *files[1:], tmp_path / "hvg.h5"
+    pca(*inputs, tmp_path / "pca.h5", **settings("pca", n_comps=10), seed=0, **asked)
+    assert slots.provenance_of(tmp_path / "pca.h5")["matrix"] == how
+
+
 def test_columns_are_those_of_the_matrix():
     (matrix,) = matrices(1)
     genes = np.arange(20) % 3 == 0
