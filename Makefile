@@ -21,7 +21,7 @@ run: env
 	@echo "The results lie in results/, a folder a dataset; README.md says what they are."
 
 test: env
-	pytest -n 2 --dist loadgroup $(ARGS)
+	pytest -n 2 --dist loadfile $(ARGS)
 
 lint: env
 	ruff check

@@ -25,14 +25,8 @@ def has_gpu() -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests marked `gpu` where there is no GPU; elsewhere let the GPU stack warn.
-
-    The files of tests stay whole where they are shared out (``--dist loadgroup``), and those that
-    run the workflow stay together, since they share a complete run.
-    """
+    """Skip the tests marked `gpu` where there is no GPU; elsewhere let the GPU stack warn."""
     for item in items:
-        is_run = "workflow" in item.path.relative_to(ROOT).parts
-        item.add_marker(pytest.mark.xdist_group("workflow" if is_run else item.path.name))
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.filterwarnings("default"))
             if not has_gpu():
