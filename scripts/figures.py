@@ -23,8 +23,6 @@ import numpy as np
 from scrna import slots
 from scrna.celltypes import cell_types, place_of
 from scrna.counts import Counts, kept
-from scrna.files import replacing
-from scrna.log import log
 from scrna.step import provenance, run, step
 
 if TYPE_CHECKING:
@@ -79,7 +77,7 @@ def figures(
     """
     # which tells at its first import that it looks for fonts
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    from scrna.drawing import save_all
+    from scrna.drawing import save_folder
 
     drawn = pictures(
         *(counts, qc, filtered, table, hvg, steps),
@@ -87,11 +85,7 @@ def figures(
         label_key=label_key,
         annotations=annotations or {},
     )
-    with replacing(out) as folder:
-        folder.mkdir()
-        save_all(folder, drawn, dpi=dpi, formats=formats, made=provenance())
-        names = [file.stem for file in folder.glob("*.png")]
-    log.info("%d pictures in %s: %s", len(names), out, ", ".join(sorted(names)))
+    save_folder(out, drawn, dpi=dpi, formats=formats, made=provenance())
 
 
 def pictures(

@@ -19,8 +19,7 @@ import numpy as np
 
 from scrna import expression, slots
 from scrna.celltypes import cell_types
-from scrna.counts import Counts, kept
-from scrna.files import replacing
+from scrna.groups import groups_of
 from scrna.log import log
 from scrna.step import provenance, run, step
 
@@ -78,7 +77,7 @@ def marker_figures(
     """
     # which tells at its first import that it looks for fonts
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    from scrna.drawing import save_all
+    from scrna.drawing import save_folder
 
     drawn = pictures(
         *(counts, filtered, normalized, table, umap, clusters),
@@ -87,11 +86,7 @@ def marker_figures(
         n_markers=n_markers,
         names=names or {},
     )
-    with replacing(out) as folder:
-        folder.mkdir()
-        save_all(folder, drawn, dpi=dpi, formats=formats, made=provenance())
-        drawn = sorted(file.stem for file in folder.glob("*.png"))
-    log.info("%d pictures in %s: %s", len(drawn), out, ", ".join(drawn))
+    save_folder(out, drawn, dpi=dpi, formats=formats, made=provenance())
 
 
 def pictures(
@@ -157,19 +152,6 @@ def pictures(
         of_gene = dict(zip(symbols, values.T, strict=False))
         title = f"{rep}: genes on the UMAP of {len(xy):,} cells"
         yield "genes_umap", draw.genes_embedding("UMAP", xy, of_gene, title)
-
-
-def groups_of(
-    counts: Path, filtered: Path, clusters: Path | list[Path], groupby: str
-) -> "pd.Categorical":
-    """Read the group of each kept cell, as `markers` does; groups without cells are left out."""
-    if clusters:
-        groups = slots.read(clusters, f"obs/{groupby}")
-    else:
-        cells, _ = kept(filtered)
-        groups = Counts(counts).obs([groupby])[groupby].astype("category")[cells].array
-    groups = groups.remove_unused_categories()
-    return groups.rename_categories([str(group) for group in groups.categories])
 
 
 def group_names(groups: "pd.Categorical", groupby: str, names: dict[str, str]) -> dict[str, str]:

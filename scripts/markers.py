@@ -20,6 +20,7 @@ from scrna.counts import Counts, kept
 from scrna.errors import UserError
 from scrna.execution import usable_memory
 from scrna.files import replacing
+from scrna.groups import groups_of
 from scrna.log import log
 from scrna.step import run, step
 
@@ -85,14 +86,8 @@ def markers(
     import pandas as pd
     from anndata import AnnData
 
-    cells, genes = kept(filtered)
-    store = Counts(counts)
-    if clusters:
-        labels = slots.read(clusters, f"obs/{groupby}")
-    else:
-        labels = store.obs([groupby])[groupby].astype("category")[cells].array
-    labels = labels.remove_unused_categories()
-    labels = labels.rename_categories([str(group) for group in labels.categories])
+    genes = kept(filtered)[1]
+    labels = groups_of(counts, filtered, clusters, groupby)
     tested = groups_to_test(labels, groupby, min_cells, method)
     if (labels == tested[0]).all():
         log.warning(
@@ -101,7 +96,7 @@ def markers(
         _write(out, table, {}, pd.DataFrame(columns=["group", *_FIELDS, *_FRACTIONS.values()]))
         return
     obs = pd.DataFrame({groupby: labels}, index=pd.RangeIndex(len(labels)).astype(str))
-    var = pd.DataFrame(index=store.genes()[genes])
+    var = pd.DataFrame(index=Counts(counts).genes()[genes])
     own = {"tie_correct": tie_correct} if method.startswith("wilcoxon") else {}
     with blocks.matrix(
         "markers",

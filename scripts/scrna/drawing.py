@@ -21,6 +21,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import Locator
 
 from scrna.colours import INK, MISSING, colours_of
+from scrna.files import replacing
+from scrna.log import log
 from scrna.progress import Progress
 
 #: Points up to which each is drawn by itself; more are counted pixel by pixel (datashader).
@@ -54,6 +56,23 @@ STYLE = {
     "svg.fonttype": "none",  # text that stays text, to be edited
     "svg.hashsalt": "scrna",  # the same file for the same picture
 }
+
+
+def save_folder(out: Path, pictures: Iterable[tuple[str, Figure]], **how) -> None:
+    """Write pictures as they are drawn into a folder that is whole or not there.
+
+    Parameters
+    ----------
+    out
+        The folder; one that is there is replaced.
+    pictures, **how
+        As `save_all` takes them.
+    """
+    with replacing(out) as folder:
+        folder.mkdir()
+        save_all(folder, pictures, **how)
+        names = sorted(file.stem for file in folder.glob("*.png"))
+    log.info("%d pictures in %s: %s", len(names), out, ", ".join(names))
 
 
 def save_all(

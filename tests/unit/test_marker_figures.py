@@ -11,11 +11,12 @@ import scanpy as sc
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import sparse
 
-from scripts.marker_figures import groups_of, marker_figures, pictures, top_markers
+from scripts.marker_figures import marker_figures, pictures, top_markers
 from scripts.normalize import normalize
 from scrna import drawing, slots
 from scrna import expression_figures as draw
 from scrna.errors import UserError
+from scrna.groups import groups_of
 from tests.unit import steps
 
 pytest_plugins = ["tests.unit.fixtures"]
