@@ -8,7 +8,7 @@ from scrna import slots
 
 
 def open_graph(neighbors: Path):
-    """Open a neighbor graph.
+    """Open a neighbor graph with its weights; the distances stay in the file.
 
     Parameters
     ----------
@@ -17,15 +17,15 @@ def open_graph(neighbors: Path):
 
     Returns
     -------
-    AnnData of the kept cells without genes: ``obsp`` distances and connectivities,
-    ``uns["neighbors"]``.
+    AnnData of the kept cells without genes: ``obsp["connectivities"]`` and ``uns["neighbors"]``.
     """
     import pandas as pd
     from anndata import AnnData
 
-    obsp = {name: slots.read(neighbors, f"obsp/{name}") for name in ("distances", "connectivities")}
-    obs = pd.DataFrame(index=pd.RangeIndex(obsp["distances"].shape[0]).astype(str))
-    return AnnData(obs=obs, obsp=obsp, uns={"neighbors": slots.read(neighbors, "uns/neighbors")})
+    graph = slots.read(neighbors, "obsp/connectivities")
+    obs = pd.DataFrame(index=pd.RangeIndex(graph.shape[0]).astype(str))
+    uns = {"neighbors": slots.read(neighbors, "uns/neighbors")}
+    return AnnData(obs=obs, obsp={"connectivities": graph}, uns=uns)
 
 
 def representation(path: Path, n_pcs: int) -> tuple[str, np.ndarray]:

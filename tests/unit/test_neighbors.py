@@ -17,10 +17,17 @@ from tests.unit.steps import SEEDED, blobs, settings, write_pca
 pytest_plugins = ["tests.unit.fixtures"]
 
 
+def graph_of(path):
+    """Open a graph with its distances."""
+    graph = open_graph(path)
+    graph.obsp["distances"] = slots.read(path, "obsp/distances")
+    return graph
+
+
 def find(folder, array, **own):
     path = write_pca(folder, array)
     neighbors(path, folder / "neighbors.h5", **settings("neighbors", **SEEDED, **own))
-    return open_graph(folder / "neighbors.h5")
+    return graph_of(folder / "neighbors.h5")
 
 
 def recall(graph, array, n=14):
@@ -38,7 +45,7 @@ def test_the_graph_is_scanpys(demo, tmp_path, metric):
     path = write_pca(tmp_path, array, "harmony")
     own = {"n_neighbors": 12, "n_pcs": 20, "metric": metric}
     neighbors(path, tmp_path / "neighbors.h5", **settings("neighbors", **SEEDED, **own))
-    found = open_graph(tmp_path / "neighbors.h5")
+    found = graph_of(tmp_path / "neighbors.h5")
     expected = ad.AnnData(obsm={"X": array})
     sc.pp.neighbors(expected, use_rep="X", random_state=0, **own)
     for key in ("distances", "connectivities"):
@@ -56,7 +63,7 @@ def test_the_graph_is_scanpys(demo, tmp_path, metric):
 
 @pytest.mark.parametrize("rep", ["pca", "harmony"])
 def test_the_graph_is_symmetric_and_finite(demo, rep):
-    graph = open_graph(demo[f"{rep}/neighbors"])
+    graph = graph_of(demo[f"{rep}/neighbors"])
     weights, distances = graph.obsp["connectivities"], graph.obsp["distances"]
     assert weights.shape == (len(demo.obs()),) * 2
     assert abs(weights - weights.T).max() < 1e-6

@@ -9,7 +9,7 @@ from scipy import sparse
 from scipy.sparse.csgraph import connected_components
 
 from scripts.neighbors import neighbors
-from scripts.trajectory import tip, trajectory
+from scripts.trajectory import links, tip, trajectory
 from scrna import slots
 from scrna.errors import UserError
 from scrna.graphs import open_graph
@@ -84,18 +84,65 @@ def test_the_diffusion_map_is_scanpys(do, line):
     assert ordered > 0.95
 
 
+def assert_scanpys_paga(found, adata, groups):
+    sc.tl.paga(adata, groups=groups)
+    for key in ("connectivities", "connectivities_tree"):
+        a, b = found[key], adata.uns["paga"][key]
+        assert type(a) is type(b)
+        assert a.dtype == b.dtype
+        for part in ("data", "indices", "indptr"):
+            np.testing.assert_array_equal(getattr(a, part), getattr(b, part))
+
+
+def graph_of(X, n_neighbors, **labels):
+    adata = ad.AnnData(obs=pd.DataFrame(labels).set_axis(np.arange(len(X)).astype(str)))
+    adata.obsm["X_pca"] = X
+    sc.pp.neighbors(adata, n_neighbors=n_neighbors, use_rep="X_pca")
+    return adata
+
+
 def test_paga_is_scanpys(demo, do):
     found = do()
     adata = open_graph(demo["harmony/neighbors"])
+    adata.obsp["distances"] = slots.read(demo["harmony/neighbors"], "obsp/distances")
     adata.obs["leiden"] = slots.read(demo["harmony/leiden"], "obs/leiden")
-    sc.tl.paga(adata, groups="leiden")
-    for key in ("connectivities", "connectivities_tree"):
-        np.testing.assert_allclose(
-            found["uns/paga"][key].toarray(), adata.uns["paga"][key].toarray()
-        )
+    assert_scanpys_paga(found["uns/paga"], adata, "leiden")
     assert found["uns/paga"]["groups"] == "leiden"
     sizes = adata.obs["leiden"].value_counts(sort=False)
     assert list(found["uns/leiden_sizes"]) == list(sizes)
+
+
+@pytest.mark.parametrize("groups", ["bulk_labels", "louvain", "phase"])
+def test_paga_of_real_cells_is_scanpys(groups):
+    adata = sc.datasets.pbmc68k_reduced()
+    assert_scanpys_paga(links(adata.obsp["distances"], adata.obs[groups].array), adata, groups)
+
+
+@pytest.mark.parametrize("k", [2, 12, 80])
+@pytest.mark.parametrize("mixed", [False, True], ids=["apart", "mixed"])
+def test_paga_of_few_and_many_clusters_is_scanpys(k, mixed):
+    """Where clusters mix, many links are as strong as can be: the tree is one of several."""
+    rng = np.random.default_rng(k)
+    codes = rng.integers(0, k, 1000)
+    X = rng.normal(size=(1000, 5)) + (0 if mixed else 3 * rng.normal(size=(k, 5))[codes])
+    adata = graph_of(X, 10, group=pd.Categorical(codes))
+    found = links(adata.obsp["distances"], adata.obs["group"].array)
+    if mixed:
+        assert (found["connectivities"].data == 1).any()
+    assert_scanpys_paga(found, adata, "group")
+
+
+def test_paga_counts_every_edge_as_scanpy_does():
+    """Cells at distance 0, a cell that is its own neighbor, cells without any, one edge across."""
+    distances = sparse.coo_matrix(
+        ([0.0, 0.0, 1.0, 2.0, 0.0, 0.5], ([0, 1, 2, 3, 4, 4], [1, 0, 3, 2, 4, 2])), (7, 7)
+    ).tocsr()
+    adata = ad.AnnData(obs=pd.DataFrame({"group": pd.Categorical(list("aaaabbb"))}).rename(str))
+    adata.obsp["distances"] = adata.obsp["connectivities"] = distances
+    adata.uns["neighbors"] = {"params": {"n_neighbors": 2}}
+    found = links(distances, adata.obs["group"].array)
+    assert found["connectivities"][0, 1] == 1 / ((4 * 3 + 2 * 4) / 6)
+    assert_scanpys_paga(found, adata, "group")
 
 
 def test_paga_joins_the_types_along_the_trajectory(demo, do):
