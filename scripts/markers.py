@@ -11,7 +11,6 @@ Settings: section ``markers``. Inputs: ``counts.zarr``, filter, normalize, and l
 unless ``groupby`` is a column of obs. Outputs: a step file and the table.
 """
 
-import csv
 from pathlib import Path
 
 from scrna import blocks, slots
@@ -203,18 +202,43 @@ def as_table(ranked: dict):
     return pd.concat(parts, ignore_index=True)
 
 
+def as_csv(found) -> str:
+    """Write a table of markers as CSV, numbers with six digits, missing values as nothing.
+
+    A line at once: pandas takes four times as long for the table of a large dataset.
+
+    Parameters
+    ----------
+    found
+        The table, text and float columns.
+    """
+    formats, columns = [], []
+    for name in found:
+        values = found[name].tolist()
+        is_number = found[name].dtype.kind == "f" and not found[name].hasnans
+        formats.append("%.6g" if is_number else "%s")
+        if not is_number:
+            told = {value: _cell(value) for value in set(values)}
+            values = [told[value] for value in values]
+        columns.append(values)
+    line = ",".join(formats) + "\n"
+    head = ",".join(map(_cell, found)) + "\n"
+    return head + "".join(map(line.__mod__, zip(*columns, strict=True)))
+
+
+def _cell(value: str | float) -> str:
+    """Write one value as a cell of a CSV file."""
+    if value != value:
+        return ""
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    if any(sign in text for sign in ',"\r\n'):
+        return '"' + text.replace('"', '""') + '"'
+    return text
+
+
 def _write(out: Path, table: Path, ranked: dict, found) -> None:
-    # a third of the time that to_csv takes with a float_format
-    columns = [
-        ["" if value != value else f"{value:.6g}" for value in column.tolist()]
-        if column.dtype.kind == "f"
-        else column.tolist()
-        for column in (found[name] for name in found)
-    ]
-    with replacing(table) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(found.columns)
-        writer.writerows(zip(*columns, strict=True))
+    with replacing(table) as temporary:
+        temporary.write_text(as_csv(found), newline="")
     plain = {
         name: {key: value for key, value in item.items() if value is not None}
         if name == "params"

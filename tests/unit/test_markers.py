@@ -1,11 +1,13 @@
 """Marker genes: scanpy's numbers, as a table; and groups that cannot be tested."""
 
+import io
+
 import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
 
-from scripts.markers import markers
+from scripts.markers import as_csv, markers
 from scrna import slots
 from scrna.errors import UserError
 from tests.unit.steps import CPU, settings, store
@@ -231,3 +233,19 @@ def test_logistic_regression_leaves_out_small_groups(by_hand, do):
         assert set(found["names"][found["group"] == group].head(3)) == {
             f"gene{3 * i + j}" for j in range(3)
         }
+
+
+def test_the_table_is_csv_whatever_is_in_it():
+    names = ["plain", "with, comma", 'with "quotes"', "two\nlines", ""]
+    scores = np.array([1.5, np.nan, -1e-30, 123456.789, np.inf], dtype=np.float32)
+    found = pd.DataFrame({"group": list("aabbb"), "names": names, "scores": scores})
+    found["pvals"] = [0.1, 1e-300, 0, 1, 1 / 3]
+    text = as_csv(found)
+    again = pd.read_csv(
+        io.StringIO(text, newline=""), keep_default_na=False, na_values={"scores": [""]}
+    )
+    assert again["names"].tolist() == names
+    np.testing.assert_allclose(again["scores"], scores, rtol=1e-5)
+    np.testing.assert_allclose(again["pvals"], found["pvals"], rtol=1e-5)
+    assert text.splitlines()[1] == "a,plain,1.5,0.1"
+    assert text.splitlines()[2] == 'a,"with, comma",,1e-300'
