@@ -1,6 +1,5 @@
 """What the rules share: the checked config, the backend, and what a rule asks for."""
 
-import hashlib
 import os
 import re
 import sys
@@ -19,7 +18,7 @@ from snakemake.settings.types import DeploymentMethod
 
 from scrna import config as checks
 from scrna import execution, feedback, machine, parameters
-from scrna.code import code_digest
+from scrna.code import code_digest, page_digest, remember
 from scrna.decisions import decided
 from scrna.errors import UserError
 from scrna.lock import directory_lock
@@ -29,6 +28,7 @@ from scrna.sizes import memory_mb
 from scrna.watch import announce
 
 announce()  # a job ends with the run that started it, were that one killed outright
+remember(Path(".snakemake/scrna/code.json"))
 
 
 def resolve_backend(asked, scheduler):
@@ -150,15 +150,6 @@ def as_used(wildcards, input):
 def code(script):
     """A digest of a rule's script and of the shared modules that it uses."""
     return code_digest(f"{SCRIPTS}/{script}.py")
-
-
-def page_digest():
-    """A digest of what a report's page is made of beside its code: template, styles, scripts."""
-    sha = hashlib.sha256()
-    for file in sorted(Path(SCRIPTS, "scrna/report").glob("*.*")):
-        if file.suffix in (".j2", ".css", ".js"):
-            sha.update(file.read_bytes())
-    return sha.hexdigest()[:16]
 
 
 def environment(wildcards):

@@ -6,13 +6,35 @@ again and an edit of a shared module nothing. A digest among a rule's params doe
 
 import ast
 import hashlib
+import json
+import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+from scrna.files import replacing
 
 PACKAGE = Path(__file__).parent
 #: Modules that carry a step but do not make its result: how it is logged, locked or watched.
 CARRIERS = set("errors execution files host lock log machine progress sizes step watch".split())
 CARRIERS |= {"cluster", "remote", "tasks", "warmup", "worker"}
+#: Where `remember` keeps what it learns of files, and what it knows of them by their content.
+_memory: Path | None = None
+_known: dict[str, dict] = {}
+
+
+def remember(memory: Path) -> None:
+    """Keep what files say as code from one process to the next: reading them takes half a second.
+
+    Parameters
+    ----------
+    memory
+        A JSON file; one that is missing or damaged is written anew.
+    """
+    global _memory
+    _memory = memory
+    with suppress(OSError, ValueError):
+        _known.update(json.loads(memory.read_text()))
 
 
 def code_digest(script: Path) -> str:
@@ -28,10 +50,22 @@ def code_digest(script: Path) -> str:
     The first 16 digits of the SHA-256 of what the files say as code: layout, comments and
     docstrings do not count. Modules in `CARRIERS` do not either.
     """
-    script = Path(script)
-    sha = hashlib.sha256(_meaning(script).encode())
-    for path in sorted(_reached(script) - {script}):
-        sha.update(_meaning(path).encode())
+    script, n_known = Path(script), len(_known)
+    files = [script, *sorted(_reached(script) - {script})]
+    sha = hashlib.sha256("".join(_read(path)["meaning"] for path in files).encode())
+    if _memory and len(_known) > n_known:
+        # a dry run may look at a folder that it cannot write to
+        with suppress(OSError), replacing(_memory) as temporary:
+            temporary.write_text(json.dumps(_known))
+    return sha.hexdigest()[:16]
+
+
+def page_digest() -> str:
+    """Digest what a report's page is made of beside its code: template, styles, scripts."""
+    sha = hashlib.sha256()
+    for file in sorted((PACKAGE / "report").glob("*.*")):
+        if file.suffix in (".j2", ".css", ".js"):
+            sha.update(file.read_bytes())
     return sha.hexdigest()[:16]
 
 
@@ -50,7 +84,7 @@ def tree_digest(scripts: Path) -> str:
     """
     sha = hashlib.sha256()
     for path in sorted(scripts.rglob("*.py")):
-        sha.update(f"{path.relative_to(scripts)} {_meaning(path)}".encode())
+        sha.update(f"{path.relative_to(scripts)} {_read(path)['meaning']}".encode())
     return sha.hexdigest()[:16]
 
 
@@ -65,20 +99,35 @@ def _reached(script: Path) -> set[Path]:
 
 
 @cache
-def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+def _read(path: Path) -> dict:
+    """Read a file: the digest of what it says as code, the modules of the package it imports."""
+    content = path.read_bytes()
+    key = hashlib.sha256(repr(sys.version_info[:2]).encode() + content).hexdigest()
+    if key not in _known:
+        tree = ast.parse(content)
+        imports = _imports(tree)
+        said = ast.dump(_without_docstrings(tree))
+        _known[key] = {
+            "imports": imports,
+            "meaning": hashlib.sha256(said.encode()).hexdigest(),
+        }
+    return _known[key]
 
 
-@cache
-def _imported(path: Path) -> list[Path]:
-    """List the modules of the package that a file imports, anywhere in it."""
+def _imports(tree: ast.Module) -> list[str]:
+    """List the modules of the package that are imported, anywhere in a file."""
     names = set()
-    for node in ast.walk(_tree(path)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    parts = [name.split(".")[1:] for name in names if name.startswith("scrna.")]
+    return sorted(name for name in names if name.startswith("scrna."))
+
+
+def _imported(path: Path) -> list[Path]:
+    """List the files of the modules of the package that a file imports."""
+    parts = [name.split(".")[1:] for name in _read(path)["imports"]]
     files = {
         candidate
         for part in parts
@@ -92,14 +141,12 @@ def _imported(path: Path) -> list[Path]:
     return [file for file in files if file.exists()]
 
 
-@cache
-def _meaning(path: Path) -> str:
-    tree = _tree(path)
+def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):
             node.body = body[1:] or [ast.Pass()]
-    return ast.dump(tree)
+    return tree
 
 
 def _is_docstring(node: ast.AST) -> bool:

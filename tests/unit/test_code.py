@@ -24,7 +24,7 @@ def scripts(tmp_path, monkeypatch):
 
 
 def forget():
-    for known in (code._tree, code._meaning, code._imported, code.tree_digest):
+    for known in (code._read, code.tree_digest):
         known.cache_clear()
 
 
@@ -148,3 +148,19 @@ def test_a_text_that_is_no_docstring_counts(scripts):
     umap = scripts / "umap.py"
     umap.write_text(umap.read_text() + "\nKEY = 'X_umap'\n")
     assert changed(scripts, "umap.py", "KEY = 'X_umap'", "KEY = 'X_other'", FEW) == {"umap"}
+
+
+def test_what_is_remembered_gives_the_same_digests(scripts, tmp_path, monkeypatch):
+    there, memory = digests(scripts), tmp_path / "new/code.json"
+    monkeypatch.setattr(code, "_known", {})
+    monkeypatch.setattr(code, "_memory", None)
+    memory.parent.mkdir()
+    memory.write_text('{"broken":')
+    code.remember(memory)
+    assert digests(scripts) == there
+
+    monkeypatch.setattr(code, "_known", {})
+    code.remember(memory)
+    monkeypatch.setattr(code.ast, "parse", None)  # nothing is read again
+    assert digests(scripts) == there
+    monkeypatch.undo()
