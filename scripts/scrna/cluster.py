@@ -22,7 +22,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import AuthenticationError
+from multiprocessing import AuthenticationError, forkserver
 from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
 from pathlib import Path
 from queue import Empty, PriorityQueue
@@ -41,6 +41,8 @@ from scrna.watch import die_with, process_start
 #: Packages that the run and the workers of a cluster that exists need in the same version.
 PACKAGES = "dask distributed numpy zarr anndata scanpy".split()
 GPU_PACKAGES = ["rapids-singlecell-cu13"]
+#: What every worker imports that leaves the GPU alone.
+LIBRARIES = ["scanpy", "distributed"]
 #: What Snakemake sets for a rule's own process: the threads of its libraries.
 _THREADS = [f"{name}_NUM_THREADS" for name in "OMP OPENBLAS MKL NUMEXPR".split()]
 
@@ -253,6 +255,7 @@ def main(settings: dict[str, Any]) -> None:
     folder = Path(settings["folder"])
     try:
         die_with(settings["snakemake"])
+        _start_fork_server(settings)
         client = _start_cluster(settings, folder)
         key = secrets.token_bytes(32)
         seats = PriorityQueue()  # the first that is free: the others prepare for what is to come
@@ -272,6 +275,18 @@ def main(settings: dict[str, Any]) -> None:
         logging.shutdown()
         sys.stderr.flush()
         os._exit(1 if sys.exc_info()[0] not in (None, SystemExit) else 0)
+
+
+def _start_fork_server(settings: dict[str, Any]) -> None:
+    """Have Python's fork server import what workers need, while this process imports Dask.
+
+    Workers are forked from it. Nothing there may touch the GPU, which a fork could not use then.
+    """
+    about = {key: settings[key] for key in ("backend", "gpu", "due")}
+    about["first"] = next(iter(settings["gpus"]), "")
+    os.environ[worker.SETTINGS_VARIABLE] = json.dumps(about)
+    forkserver.set_forkserver_preload(LIBRARIES)
+    forkserver.ensure_running()
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
@@ -341,18 +356,11 @@ def _start_cluster(settings: dict[str, Any], folder: Path):
             "distributed.scheduler.allowed-failures": 0,  # a step that killed its worker has failed
             "distributed.scheduler.worker-ttl": None,  # a worker in a long call gives no sign
             "distributed.deploy.lost-worker-timeout": "365d",  # its nanny brings it back
+            "distributed.worker.multiprocessing-method": "forkserver",
             "distributed.nanny.pre-spawn-environ": {},  # threads as in a process of one's own
             # Dask always opens a web server, which asks for no credentials: it serves nothing.
             "distributed.scheduler.http.routes": [],
             "distributed.worker.http.routes": [],
-        }
-    )
-    os.environ[worker.SETTINGS_VARIABLE] = json.dumps(
-        {
-            "backend": settings["backend"],
-            "gpu": settings["gpu"],
-            "first": next(iter(settings["gpus"]), ""),
-            "due": settings["due"],
         }
     )
     common = {

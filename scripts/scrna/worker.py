@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
+from multiprocessing import forkserver
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,23 +36,25 @@ _PR_SET_PDEATHSIG = 1
 _steps = ThreadPoolExecutor(max_workers=1, thread_name_prefix="step")
 _scripts: dict[Path, tuple[int, ModuleType]] = {}
 _formatter = logging.Formatter()
+#: Why this worker could not be prepared, if it could not.
+_trouble: Exception | None = None
 
 
 def dask_setup(worker) -> None:
     """Import the libraries and set up the GPU's memory, before the worker takes any work.
 
-    Dask calls this in each of the run's own workers as it starts (preload).
+    Dask calls this in each of the run's own workers as it starts (preload). Were it to raise, the
+    worker would take no step and the run wait for ever: the first step raises it instead.
     """
-    from scrna import backend, cache
-
-    # With the process that started it; the kernel sees to that where Python is in a long call.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    global _trouble
+    _die_with_parent()
     send_logs([logging.StreamHandler(sys.stderr)])
     settings = json.loads(os.environ[SETTINGS_VARIABLE])
-    backend.load(settings["backend"])
-    cache.start()
-    if settings["backend"] == "gpu":
-        step.start_gpu(**settings["gpu"])
+    try:
+        _prepare(settings)
+    except Exception as error:
+        _trouble = error
+        log.exception("the worker could not be prepared")
     seat = None
     if settings["backend"] == "cpu":
         seat = tasks.seat(worker.name)
@@ -59,9 +62,36 @@ def dask_setup(worker) -> None:
         seat = tasks.SEAT
     if seat:  # steps go to whichever process has it when their turn comes
         worker.state.total_resources[seat] = worker.state.available_resources[seat] = 1
-        if seat != tasks.seat(0):  # on the CPU the first is wanted at once
-            due = settings["due"]
-            _steps.submit(next_call, due, settings["backend"], _steps.submit)
+        if seat != tasks.seat(0) and not _trouble:  # on the CPU the first is wanted at once
+            _steps.submit(next_call, settings["due"], settings["backend"], _steps.submit)
+
+
+def _prepare(settings: dict[str, Any]) -> None:
+    """Make this process one that steps run in."""
+    from scrna import backend, cache
+
+    backend.load(settings["backend"])
+    cache.start()
+    if settings["backend"] == "gpu":
+        step.start_gpu(**settings["gpu"])
+    freeze()
+
+
+def _die_with_parent() -> None:
+    """End with the process that started this one; the kernel does it, Python may be in a long call.
+
+    That is Python's fork server, which goes when nobody but itself holds its pipe: the engine.
+    """
+    if (pipe := forkserver._forkserver._forkserver_alive_fd) is not None:
+        os.close(pipe)
+        forkserver._forkserver._forkserver_alive_fd = None
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def freeze() -> None:
+    """Spare what the libraries are made of from every later `gc.collect`, a quarter of a second."""
+    gc.collect()
+    gc.freeze()
 
 
 def perform(request: dict[str, Any]) -> dict[str, Any]:
@@ -104,10 +134,12 @@ def _perform(worker, request: dict[str, Any]) -> dict[str, Any]:
     if numba := sys.modules.get("numba"):
         numba.set_num_threads(min(job["threads"], numba.config.NUMBA_NUM_THREADS))
     try:
+        if _trouble is not None:
+            raise _trouble
         function = getattr(_load(Path(request["script"])), request["function"])
         outcome |= {"ended": step.perform(function, job, "warm"), "failed": False}
     except BaseException as error:  # a worker's thread survives whatever a step raises
-        outcome["is_broken"] = _breaks(error)
+        outcome["is_broken"] = error is _trouble or _breaks(error)
         step.report(error)
     finally:
         send_logs(before)

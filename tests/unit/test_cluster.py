@@ -219,7 +219,8 @@ def test_steps_share_a_process_that_is_not_the_rules(warm, engine):
 
 def workers(engine) -> list[psutil.Process]:
     children = psutil.Process(engine.pid).children()
-    return [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
+    (server,) = (child for child in children if "forkserver" in " ".join(child.cmdline()))
+    return server.children()
 
 
 def test_a_rules_process_is_light_and_quick(warm):
@@ -278,6 +279,21 @@ def test_a_worker_that_dies_fails_its_step_and_is_replaced(warm, engine):
     assert "worker's process died while it ran this step: out of memory (dmesg" in ended.stderr
     assert engine.log in ended.stderr
     assert warm.run(PID).pid not in (before, None)
+
+
+@pytest.mark.slow  # with those like it
+def test_a_worker_that_cannot_be_prepared_says_why(tmp_path, monkeypatch):
+    """Here scanpy cannot be imported; on a GPU machine RAPIDS may not fit the driver."""
+    for name in ("broken", "run"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "broken/scanpy.py").write_text("raise ImportError('no such driver')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
+    with running(tmp_path) as engine:
+        toys = Toys(tmp_path / "run", {remote.FOLDER_VARIABLE: str(engine.folder)}, CONFIG)
+        for _ in range(2):  # the next worker says the same
+            ended = toys.run(PID)
+            assert ended.code == 1
+            assert "ImportError: no such driver" in ended.stderr
 
 
 @pytest.mark.slow  # with those like it
