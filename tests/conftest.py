@@ -14,6 +14,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # At the end of the path: scripts/umap.py must never stand before the installed umap.
 sys.path += [str(ROOT / "scripts"), str(ROOT)]
 
+#: The files that pytest-xdist hands out first, since the last to end decides how long all take.
+#: The first makes the complete run, which the next two do not need.
+FIRST = """
+workflow/test_running unit/test_cluster unit/test_opens_everywhere workflow/test_worker
+workflow/test_interrupts workflow/test_reruns workflow/test_config_cases unit/test_real_data
+unit/test_neighbors browser/test_cellmap unit/test_code
+""".split()
+
 
 @cache
 def has_gpu() -> bool:
@@ -24,8 +32,18 @@ def has_gpu() -> bool:
     return "GPU " in listed.stdout
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Have pytest-xdist keep our order; by itself it begins with the files of most tests."""
+    config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip the tests marked `gpu` where there is no GPU; elsewhere let the GPU stack warn."""
+    """Put the longest files first, and skip the tests marked `gpu` where there is no GPU.
+
+    Where there is one, the GPU stack may warn.
+    """
+    rank = {f"{ROOT}/tests/{name}.py": number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: rank.get(str(item.path), len(FIRST)))
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.filterwarnings("default"))

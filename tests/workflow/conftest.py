@@ -3,16 +3,22 @@
 `done` is one complete small run that the tests share; a test that changes something takes a copy.
 """
 
+import fcntl
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+
+from tests.workflow.processes import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = Path(__file__).parent / "configs"
@@ -73,7 +79,11 @@ class Workflow:
         process = self.start(
             *targets, options=options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
-        output = process.communicate(timeout=timeout)[0]
+        try:
+            output = process.communicate(timeout=timeout)[0]
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise AssertionError(f"still running: {process.communicate(timeout=60)[0]}") from None
         assert process.returncode == int(fails), output
         return output
 
@@ -148,9 +158,32 @@ def environment() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def code(tmp_path_factory) -> Path:
+def once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Make a folder by its name, in one process of pytest-xdist; the others wait and have it too.
+
+    While it is made it has another name, and a process that dies lets the next one make it.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def made(name: str, make: Callable[[Path], None]) -> Path:
+        folder = shared / name
+        with open(shared / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                begun = shared / f"{name}-{os.getpid()}"
+                make(begun)
+                begun.rename(folder)
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def code(once) -> Path:
     """The workflow's code as it is now, in a folder of its own."""
-    return clone(ROOT, tmp_path_factory.mktemp("code") / "clone")
+    return once("code", partial(clone, ROOT))
 
 
 @pytest.fixture
@@ -161,9 +194,25 @@ def fresh(code, tmp_path) -> Workflow:
 
 
 @pytest.fixture(scope="session")
-def done(code, tmp_path_factory) -> Workflow:
-    """The workflow after a complete run, with every feature. Take a copy to change its folder."""
-    folder = tmp_path_factory.mktemp("done") / "work"
-    folder.mkdir()
-    workflow = Workflow(code, folder).over("base.yaml", *(f"{name}.yaml" for name in FEATURES))
-    return replace(workflow, output=workflow.run())
+def done(code, once, tmp_path_factory) -> Workflow:
+    """The workflow after a complete run, with every feature. Take a copy to change its folder.
+
+    Each process has a copy itself, so that it sees nothing of what Snakemake does in another's.
+    """
+    workflow = Workflow(code, Path()).over("base.yaml", *(f"{name}.yaml" for name in FEATURES))
+
+    def complete(folder: Path) -> None:
+        work = folder / "work"
+        work.mkdir(parents=True)
+        try:
+            (folder / "output.txt").write_text(replace(workflow, folder=work).run(timeout=400))
+            # The run's worker ends by itself; until then what it leaves is not to be copied.
+            wait_until(lambda: not [*work.glob(".snakemake/scrna/cluster-*")], seconds=20)
+        except AssertionError as error:  # for all processes, each of which would fail as well
+            (folder / "error.txt").write_text(str(error))
+
+    made = once("done", complete)
+    error = made / "error.txt"
+    assert not error.exists(), error.read_text()
+    copy = replace(workflow, folder=made / "work", output=(made / "output.txt").read_text())
+    return copy.at(tmp_path_factory.mktemp("done") / "work")
