@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scrna import slots
+from scrna import blocks, slots
 from scrna.backend import load, to_host
 from scrna.counts import Counts, kept
 from scrna.errors import UserError
@@ -112,6 +112,7 @@ def trajectory(
             filtered=filtered,
             normalized=normalized,
             label_key=label_key,
+            backend=backend,
         )
         piece = piece_of == np.bincount(piece_of[candidates]).argmax()
         if pieces > 1:
@@ -282,19 +283,18 @@ def _label(name: str, *, adata, store: Counts, filtered: Path, label_key: str, *
     return members
 
 
-def _gene(symbol: str, *, store: Counts, filtered: Path, normalized: Path, **_) -> np.ndarray:
-    cells, _genes = kept(filtered)
-    wanted = store.genes() == symbol
-    if not wanted.any():
+def _gene(
+    symbol: str, *, store: Counts, filtered: Path, normalized: Path, backend: str, **_
+) -> np.ndarray:
+    numbers = np.flatnonzero(store.genes() == symbol)
+    if not len(numbers):
         msg = f"trajectory.root.gene {symbol!r} is not among the gene symbols"
         raise UserError(msg)
-    factor = slots.read(normalized, "obs/size_factor")
-    nnz = int(slots.read(filtered, "var/n_cells_kept")[wanted].sum())
-    values = store.matrix("cpu", nnz=nnz, cells=cells, genes=wanted, size_factor=factor)
-    if values.nnz == 0:
+    values = blocks.gene_values(store.path, filtered, normalized, numbers[0], backend=backend)
+    if not values.any():
         msg = f"trajectory.root.gene {symbol!r} is in none of the kept cells"
         raise UserError(msg)
-    return np.arange(values.shape[0]) == values.toarray().argmax()
+    return np.arange(len(values)) == values.argmax()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scrna import cache, execution, slots
-from scrna.backend import arrays, csr_matrix, start_gpu
+from scrna.backend import arrays, csr_matrix, start_gpu, to_host
 from scrna.counts import Block, Counts, columns_of, in_order, kept, log_normalize
 from scrna.log import log
 from scrna.progress import Progress
@@ -177,6 +177,47 @@ def matrix(
             yield lazy
     else:
         yield _whole(wanted, there)
+
+
+def gene_values(
+    counts: Path, filtered: Path, normalized: Path, gene: int, *, backend: str
+) -> np.ndarray:
+    """Give one gene's log-normalised values: of a matrix that is in memory, or read.
+
+    Parameters
+    ----------
+    counts, filtered, normalized
+        ``counts.zarr`` and the step files of the filter and the normalisation.
+    gene
+        Its number among all genes.
+    backend
+        Where the matrix lies, or is read to.
+
+    Returns
+    -------
+    float32 (kept cells).
+    """
+    cells, kept_genes = kept(filtered)
+    keys = (_key(backend, mode, counts, filtered, normalized) for mode in _MODES)
+    there = next((found for found in map(cache.get, keys) if found), None)
+    if there and kept_genes[gene]:
+        column = int(kept_genes[:gene].sum())
+        return np.concatenate([_column(block, column, backend) for block in there.blocks])
+    nnz = int(slots.read(filtered, "var/n_cells_kept")[gene])
+    factor = slots.read(normalized, "obs/size_factor")
+    alone = np.arange(len(kept_genes)) == gene
+    store = Counts(counts)
+    read = store.matrix(backend, nnz=nnz, cells=cells, genes=alone, size_factor=factor)
+    return _column(read, 0, backend)
+
+
+def _column(matrix, column: int, backend: str) -> np.ndarray:
+    """Give a column of a CSR matrix; slicing it would take several times the matrix's memory."""
+    xp = arrays(backend)
+    places = xp.flatnonzero(matrix.indices == column)
+    values = xp.zeros(matrix.shape[0], dtype=xp.float32)
+    values[xp.searchsorted(matrix.indptr, places, side="right") - 1] = matrix.data[places]
+    return to_host(values)
 
 
 class _Wanted(NamedTuple):

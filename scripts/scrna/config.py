@@ -321,6 +321,8 @@ def _problems(dataset: Mapping[str, Any], backend: str) -> Iterator[str]:
     if backend == "cpu" and dataset["markers"]["method"] == "wilcoxon_binned":
         instead = "t-test" if dataset["execution"] == "blocks" else "wilcoxon"
         yield f"markers.method wilcoxon_binned is the GPU's; on the CPU take {instead}"
+    if backend == "cpu" and dataset["tsne"]["method"] == "fft":
+        yield "tsne.method fft is the GPU's; on the CPU take auto"
     yield from _search_problems(dataset["neighbors"], backend)
     if batch_keys(dataset):
         yield from _harmony_problems(dataset["harmony"], len(batch_keys(dataset)), backend)

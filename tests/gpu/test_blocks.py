@@ -194,5 +194,9 @@ def test_a_kept_matrix_gives_the_same_results(files, settings, tmp_path, executi
     finally:
         cache.stop()
     assert len(n_reads) - n_cold == n_cold / 3  # by hvg alone
-    for name, values in cold.items():
-        np.testing.assert_allclose(kept[name], values, rtol=1e-4, atol=1e-4, err_msg=name)
+    np.testing.assert_array_equal(kept["genes"], cold["genes"])
+    np.testing.assert_allclose(kept["scores"], cold["scores"], rtol=1e-4, atol=1e-4)
+    # sums on a GPU differ in the last digits from run to run, components of noise by a little more
+    for name in ("obsm/X_pca", "varm/PCs"):
+        for found, expected in zip(kept[name].T, cold[name].T, strict=True):
+            assert np.corrcoef(found, expected)[0, 1] > 0.99999, name

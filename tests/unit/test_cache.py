@@ -116,6 +116,24 @@ def test_another_filter_or_factor_is_another_matrix(simulated, tmp_path, reads, 
     assert len(reads) == n_reads
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_genes_values_are_of_the_kept_matrix_or_read(simulated, reads, mode, warm):
+    files = simulated.counts, simulated.filtered, simulated.normalized
+    genes = counts_module.kept(files[1])[1]
+    numbers = [np.flatnonzero(genes)[100], np.flatnonzero(~genes)[0]]  # one is filtered out
+    cold = [blocks.gene_values(*files, number, backend="cpu") for number in numbers]
+    with opened(simulated, mode=mode) as matrix:
+        whole = matrix.compute() if mode == "blocks" else matrix
+        expected = whole[:, [100]].toarray()[:, 0]
+    assert expected.any()
+    np.testing.assert_array_equal(cold[0], expected)
+    reads.clear()
+    np.testing.assert_array_equal(blocks.gene_values(*files, numbers[0], backend="cpu"), expected)
+    assert not reads
+    np.testing.assert_array_equal(blocks.gene_values(*files, numbers[1], backend="cpu"), cold[1])
+    assert reads
+
+
 def _sums(block):
     return np.array([[block.sum()]])
 

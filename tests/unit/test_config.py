@@ -217,6 +217,11 @@ def test_a_run_that_names_its_datasets_asks_for_no_gpu(config):
             "harmony.flavor harmony1 is the GPU's; on the CPU take harmony2",
         ),
         (
+            "tsne: {method: fft}",
+            {},
+            "tsne.method fft is the GPU's; on the CPU take auto",
+        ),
+        (
             "neighbors: {algorithm: nn_descent}",
             {},
             "neighbors.algorithm nn_descent is the GPU's; on the CPU take auto",

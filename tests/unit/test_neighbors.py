@@ -124,25 +124,23 @@ def test_the_seed_decides_the_approximate_search(many, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("asked", "cells", "metric", "n_gpus", "expected"),
+    ("asked", "cells", "expected"),
     [
-        ("auto", 200_000, "euclidean", 1, ["brute"]),
-        ("auto", 200_001, "euclidean", 1, [*APPROXIMATE, "brute"]),
-        ("auto", 200_001, "cosine", 1, ["nn_descent", "ivfflat", "brute"]),
-        ("auto", 200_001, "euclidean", 2, ["all_neighbors", *APPROXIMATE, "brute"]),
-        ("cagra", 100, "euclidean", 1, ["cagra"]),
+        ("auto", 200_000, [("brute", {})]),
+        ("auto", 200_001, [*APPROXIMATE, ("brute", {})]),
+        ("cagra", 100, [("cagra", {})]),
+        ("ivfflat", 100, [("ivfflat", {"n_probes": 50}), ("ivfflat", {"n_probes": 200})]),
     ],
 )
-def test_searches_of_the_gpu(monkeypatch, asked, cells, metric, n_gpus, expected):
-    monkeypatch.setattr(step, "gpus", lambda: [None] * n_gpus)
-    assert step.to_try(asked, cells, 200_000, metric, "gpu") == expected
+def test_searches_of_the_gpu(asked, cells, expected):
+    assert step.to_try(asked, cells, 200_000, "gpu") == expected
 
 
 def test_a_search_that_finds_too_few_gives_way_to_the_next(tmp_path, monkeypatch, caplog):
     array, _ = blobs(300)
     tried = []
 
-    def search(array, key, n_neighbors, metric, algorithm, backend, seed):
+    def search(array, key, n_neighbors, metric, algorithm, how, backend, seed):
         tried.append(algorithm)
         adata = ad.AnnData(obsm={key: array})
         sc.pp.neighbors(adata, n_neighbors=n_neighbors, use_rep=key)
@@ -151,14 +149,14 @@ def test_a_search_that_finds_too_few_gives_way_to_the_next(tmp_path, monkeypatch
         return adata
 
     monkeypatch.setattr(step, "_search", search)
-    monkeypatch.setattr(step, "to_try", lambda *_: ["poor", "good", "brute"])
+    monkeypatch.setattr(step, "to_try", lambda *_: [("poor", {}), ("good", {"n": 5}), ("brute", {})])
     with caplog.at_level("INFO"):
         find(tmp_path, array)
     assert tried == ["poor", "good"]
     assert "poor found 0.0 % of the true neighbors" in caplog.text
     found = slots.provenance_of(tmp_path / "neighbors.h5")["recall"]
-    assert found == {"algorithm": "good", "recall": 1.0}
-    monkeypatch.setattr(step, "to_try", lambda *_: ["poor"])
+    assert found == {"algorithm": "good", "n": 5, "recall": 1.0}
+    monkeypatch.setattr(step, "to_try", lambda *_: [("poor", {})])
     with pytest.raises(UserError, match=r"min_recall \(0.95\). Take brute"):
         find(tmp_path, array, algorithm="cagra")
 

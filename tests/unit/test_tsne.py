@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn.manifold import trustworthiness
 
+import scripts.tsne as step
 from scripts.tsne import tsne
 from scrna import backend as backends
 from scrna import slots
@@ -95,6 +96,7 @@ def test_the_learning_rate_grows_with_the_cells(tmp_path, monkeypatch, cells, ex
         perplexity=5,
         early_exaggeration=12,
         learning_rate="auto",
+        method="auto",
         backend="cpu",
         seed=0,
     )
@@ -122,3 +124,16 @@ def test_many_cells_are_left_out_and_that_is_said(
     tsne(path, tmp_path / "tsne.h5", **asked)
     assert ("obsm/X_tsne" in slots.names(tmp_path / "tsne.h5")) == computed
     assert ("t-SNE is left out" in caplog.text) != computed
+
+
+@pytest.mark.parametrize(
+    ("backend", "cells", "asked", "expected"),
+    [
+        ("gpu", 499_999, "auto", "barnes_hut"),
+        ("gpu", 500_000, "auto", "fft"),
+        ("gpu", 100, "fft", "fft"),
+        ("cpu", 600_000, "auto", "barnes_hut"),
+    ],
+)
+def test_how_it_is_computed(backend, cells, asked, expected):
+    assert step.method_of(asked, cells, backend) == expected
