@@ -19,6 +19,7 @@ rule leiden:
     params:
         settings=settings("leiden"),
         code=code("leiden"),
+        ahead=matrix_of_markers,
     message:
         "{wildcards.dataset}/{wildcards.rep}: Leiden clusters"
     script:
@@ -43,6 +44,7 @@ rule louvain:
     params:
         settings=settings("louvain"),
         code=code("louvain"),
+        ahead=matrix_of_markers,
     message:
         "{wildcards.dataset}/{wildcards.rep}: Louvain clusters"
     script:

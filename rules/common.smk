@@ -131,6 +131,22 @@ def in_memory_or_blocks(wildcards, input):
     return {"execution": DATASETS[wildcards.dataset]["execution"]}
 
 
+def matrix_of_markers(wildcards, input):
+    """What a warm worker on a GPU reads for `markers` while it finds the clusters. Asking for `input`
+    keeps Snakemake from tracking it.
+    """
+    dataset, folder = DATASETS[wildcards.dataset], f"results/{wildcards.dataset}"
+    if not (GPU and dataset["markers"]["enabled"] and marker_groups(wildcards)):
+        return None
+    return {
+        "counts": f"{folder}/counts.zarr",
+        "filtered": f"{folder}/filter.h5",
+        "normalized": f"{folder}/normalize.h5",
+        "execution": dataset["execution"],
+        "method": dataset["markers"]["method"],
+    }
+
+
 def checksum(wildcards, output):
     """The digest of a download. Asking for `output` keeps Snakemake from tracking it: `convert` checks
     a digest that comes later, without fetching the file again.

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from scrna import backend as backends
 from scrna import blocks, slots
 from scrna.backend import load, to_host
 from scrna.counts import Counts, kept
@@ -78,11 +79,10 @@ def trajectory(
         If the root is not among the cells, clusters, labels or genes.
     """
     from anndata import AnnData
-    from scipy.sparse.csgraph import connected_components
 
     adata = open_graph(neighbors)
     adata.obs["leiden"] = slots.read(leiden, "obs/leiden")
-    pieces, piece_of = connected_components(adata.obsp["connectivities"], directed=False)
+    pieces, piece_of = backends.pieces(adata.obsp["connectivities"], backend=backend)
     if pieces > 1:
         log.warning(
             "the neighbor graph has %s separate pieces, the largest of %s cells; pseudotime spans "

@@ -385,6 +385,29 @@ def louvain(adata, resolution: float, key: str, *, backend: str, seed: int) -> N
     adata.obs[key] = pd.Categorical(np.asarray(found.membership).astype(str))
 
 
+def pieces(graph, *, backend: str) -> tuple[int, np.ndarray]:
+    """Find the connected pieces of a neighbor graph: how many, and the piece of each cell.
+
+    cuGraph's weakly connected components on the GPU (through CuPy), scipy's on the CPU.
+
+    Parameters
+    ----------
+    graph
+        scipy's CSR, cells × cells, symmetric.
+    backend
+        Where.
+    """
+    if backend == "gpu":
+        from cupyx.scipy.sparse import csr_matrix
+        from cupyx.scipy.sparse.csgraph import connected_components
+
+        graph = csr_matrix(graph)
+    else:
+        from scipy.sparse.csgraph import connected_components
+    number, piece_of = connected_components(graph, directed=False)
+    return int(number), to_host(piece_of)
+
+
 def pearson_residual_genes(adata, *, backend: str, **settings) -> None:
     """Rank genes by Pearson residuals (Lause et al. 2021) of the counts in X, into ``var``."""
     tools = load(backend)

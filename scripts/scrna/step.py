@@ -199,8 +199,8 @@ def perform(function: Callable, job: Mapping[str, Any], worker: str = "own proce
     function
         A function marked by `step`.
     job
-        What `run` made of the rule: label, files, settings, untracked and the config's settings of
-        a process.
+        What `run` made of the rule: label, files, settings, untracked, what to read ahead and the
+        config's settings of a process.
     worker
         Where this is, for the provenance: ``warm`` or ``own process``.
 
@@ -231,6 +231,10 @@ def perform(function: Callable, job: Mapping[str, Any], worker: str = "own proce
             process["peak"] = stack.enter_context(MemoryPeak(gpu))
         token = _process.set(process)
         stack.callback(_process.reset, token)
+        if is_warm:
+            from scrna import ahead
+
+            stack.enter_context(ahead.reading(job.get("ahead"), backend))
         function(**files, **job["settings"], **job["untracked"])
     if (peak := process.get("peak")) is None:
         return {"memory": None}
@@ -261,6 +265,7 @@ def _job(function: Callable, snakemake, label: str) -> dict[str, Any]:
         },
         "settings": settings,
         "untracked": dict(snakemake.params.get("untracked", {})),
+        "ahead": snakemake.params.get("ahead"),
         "threads": snakemake.threads,
         "config": {key: snakemake.config[key] for key in sections if key in snakemake.config},
     }

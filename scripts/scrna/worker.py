@@ -36,6 +36,8 @@ _PR_SET_PDEATHSIG = 1
 _steps = ThreadPoolExecutor(max_workers=1, thread_name_prefix="step")
 _scripts: dict[Path, tuple[int, ModuleType]] = {}
 _formatter = logging.Formatter()
+#: The steps that the run will come to.
+_due: list[str] = []
 #: Why this worker could not be prepared, if it could not.
 _trouble: Exception | None = None
 
@@ -50,6 +52,7 @@ def dask_setup(worker) -> None:
     _die_with_parent()
     send_logs([logging.StreamHandler(sys.stderr)])
     settings = json.loads(os.environ[SETTINGS_VARIABLE])
+    _due[:] = settings["due"]
     try:
         _prepare(settings)
     except Exception as error:
@@ -131,6 +134,8 @@ def _perform(worker, request: dict[str, Any]) -> dict[str, Any]:
     send_logs([sender])
     warnings.simplefilter("default", append=True)  # forgets which warnings earlier steps have given
     job = request["job"]
+    if "markers" not in _due:
+        job = job | {"ahead": None}
     if numba := sys.modules.get("numba"):
         numba.set_num_threads(min(job["threads"], numba.config.NUMBA_NUM_THREADS))
     try:

@@ -228,13 +228,43 @@ def test_tsne_keeps_neighborhoods(analyses, settings, tmp_path):
     assert found["gpu"] > found["cpu"] - 0.02
 
 
-def test_trajectory_agrees(analyses, counts, settings, tmp_path):
+def test_tsne_by_fft_on_neighbors_that_are_given(analyses, settings, tmp_path, monkeypatch):
+    """As for many cells, here with cells that have twins, which a search may find before them."""
+    components = np.array(slots.read(analyses["cpu"] / "pca.h5", "obsm/X_pca")[:, :40])
+    components[100:200] = components[:100]
+    slots.write(tmp_path / "pca.h5", {"obsm/X_pca": components})
+    found = {}
+    for method in ("barnes_hut", "fft"):
+        for exact_up_to in (200_000, 0):
+            monkeypatch.setattr(backend, "EXACT_UP_TO", exact_up_to)
+            out = tmp_path / f"{method}-{exact_up_to}.h5"
+            tsne(tmp_path / "pca.h5", out, **settings("tsne", method=method, backend="gpu", seed=0))
+            points = slots.read(out, "obsm/X_tsne")
+            found[method, exact_up_to] = trustworthiness(components, points, n_neighbors=15)
+    print(f"t-SNE trustworthiness: {found}")
+    assert min(found.values()) > max(found.values()) - 0.02
+
+
+def test_pieces_of_a_graph(analyses):
+    graph = slots.read(analyses["cpu"] / "neighbors.h5", "obsp/connectivities").tolil()
+    for cells in (slice(5, 8), slice(100, 101)):
+        graph[cells], graph[:, cells] = 0, 0
+    graph = graph.tocsr()
+    graph.eliminate_zeros()
+    (n_cpu, on_cpu), (n_gpu, on_gpu) = (backend.pieces(graph, backend=x) for x in ("cpu", "gpu"))
+    assert n_cpu == n_gpu >= 5
+    assert adjusted_rand_score(on_cpu, on_gpu) == 1
+    assert set(on_gpu) == set(range(n_gpu))
+
+
+@pytest.mark.parametrize("root", [None, {"gene": "CD79A"}])
+def test_trajectory_agrees(analyses, counts, settings, tmp_path, root):
     folder, found = analyses["cpu"], {}
     names = Counts(counts).cell_names()[kept(folder / "filter.h5")[0]]
     for device in ("cpu", "gpu"):
         out = tmp_path / f"{device}.h5"
         files = [folder / f"{step}.h5" for step in "filter normalize neighbors leiden".split()]
-        asked = settings("trajectory", root={"cell": names[0]}, backend=device, seed=0)
+        asked = settings("trajectory", root=root or {"cell": names[0]}, backend=device, seed=0)
         trajectory(counts, *files, out, label_key=None, **asked)
         found[device] = slots.read_all(out)
     evals = [found[device]["uns/diffmap_evals"] for device in ("cpu", "gpu")]
