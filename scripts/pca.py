@@ -15,6 +15,7 @@ from scrna import blocks, slots
 from scrna.backend import computed, load, to_host
 from scrna.counts import Counts, kept
 from scrna.errors import UserError
+from scrna.graphs import cell_numbers
 from scrna.log import log
 from scrna.step import run, step
 
@@ -91,8 +92,8 @@ def pca(
         zero_center=zero_center,
         solver=solver,
     ) as matrix:
-        index = pd.RangeIndex(matrix.shape[0]).astype(str)
-        adata = AnnData(matrix, obs=pd.DataFrame(covariates, index=index))
+        obs = pd.DataFrame(covariates, index=cell_numbers(matrix.shape[0]))
+        adata = AnnData(matrix, obs=obs)
         if regress_out:
             tools.pp.regress_out(adata, regress_out)
         if scale:

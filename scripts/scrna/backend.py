@@ -14,7 +14,6 @@ import numpy as np
 
 from scrna.log import log
 
-
 #: Cells up to which the neighbors that t-SNE starts from are searched exactly on the GPU.
 EXACT_UP_TO = 200_000
 #: Lists of cells looked through for a cell's neighbors beyond that, of some 1,000 to 4,000.

@@ -44,7 +44,7 @@ def write(path: Path, elements: Mapping[str, Any]) -> None:
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         for name, value in elements.items():
             _write_element(file, name, value)
-        file.attrs["digest"] = _digest(file)
+        file.attrs["digest"] = _digest(file, _records(elements))
         file.attrs["provenance"] = json.dumps(provenance())
 
 
@@ -147,8 +147,22 @@ def _read_element(element: h5py.Dataset | h5py.Group) -> Any:
     return read_elem(element)
 
 
-def _digest(file: h5py.File) -> str:
-    """SHA-256 over names, encodings and bytes of everything in the file, whatever its layout."""
+def _records(elements: Mapping[str, Any], above: str = "") -> dict[str, np.ndarray]:
+    """Find the record arrays in elements and the dicts in them, by their place in the file."""
+    found = {}
+    for name, value in elements.items():
+        if isinstance(value, Mapping):
+            found |= _records(value, f"{above}{name}/")
+        elif isinstance(value, np.ndarray) and value.dtype.names:
+            found[above + name] = value
+    return found
+
+
+def _digest(file: h5py.File, records: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over names, encodings and bytes of everything in the file, whatever its layout.
+
+    Record arrays are not read again: HDF5 takes a heap for their strings, which is slow to read.
+    """
     sha = hashlib.sha256()
 
     def add(name: str, item: h5py.Dataset | h5py.Group) -> None:
@@ -157,7 +171,7 @@ def _digest(file: h5py.File) -> str:
         sha.update(f"{name} {encoding}".encode())
         if isinstance(item, h5py.Dataset):
             sha.update(f"{item.dtype} {item.shape}".encode())
-            values = item[()]
+            values = records[name] if name in records else item[()]
             fields = getattr(getattr(values, "dtype", None), "names", None)
             for part in [values[field] for field in fields] if fields else [values]:
                 is_plain = isinstance(part, np.ndarray) and part.dtype.kind in "biuf"
@@ -170,8 +184,11 @@ def _digest(file: h5py.File) -> str:
 def _text(values: Any) -> bytes:
     """Write what is no array of numbers as bytes, lists of strings without a detour."""
     listed = _listed(values)
-    if isinstance(listed, list) and all(isinstance(value, bytes) for value in listed):
-        return b"\0".join(listed)
+    if isinstance(listed, list):
+        with suppress(TypeError):  # it holds something else
+            return b"\0".join(listed)
+        with suppress(TypeError):
+            return "\0".join(listed).encode()
     return repr(listed).encode()
 
 

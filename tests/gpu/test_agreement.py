@@ -230,6 +230,8 @@ def test_tsne_keeps_neighborhoods(analyses, settings, tmp_path):
 
 def test_tsne_by_fft_on_neighbors_that_are_given(analyses, settings, tmp_path, monkeypatch):
     """As for many cells, here with cells that have twins, which a search may find before them."""
+    from sklearn.manifold import trustworthiness
+
     components = np.array(slots.read(analyses["cpu"] / "pca.h5", "obsm/X_pca")[:, :40])
     components[100:200] = components[:100]
     slots.write(tmp_path / "pca.h5", {"obsm/X_pca": components})

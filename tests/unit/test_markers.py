@@ -10,6 +10,7 @@ import scanpy as sc
 from scripts.markers import as_csv, markers
 from scrna import slots
 from scrna.errors import UserError
+from scrna.graphs import cell_numbers
 from tests.unit.steps import CPU, settings, store
 
 pytest_plugins = ["tests.unit.fixtures"]
@@ -249,3 +250,21 @@ def test_the_table_is_csv_whatever_is_in_it():
     np.testing.assert_allclose(again["pvals"], found["pvals"], rtol=1e-5)
     assert text.splitlines()[1] == "a,plain,1.5,0.1"
     assert text.splitlines()[2] == 'a,"with, comma",,1e-300'
+
+
+@pytest.mark.parametrize("n", [0, 1, 511, 512, 513, 1500])
+def test_a_long_table_is_written_as_pandas_does(n):
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=n).astype(np.float32)
+    table = {"group": pd.Categorical(rng.choice(["100 %s", "a,b", "β"], n)), "scores": scores}
+    table["names"] = rng.choice(["CD4", "%d", '"', ""], n)
+    table["pvals"] = 10 ** rng.uniform(-320, 0, n)
+    table["rounded"] = np.where(rng.random(n) < 0.1, np.nan, (scores * 1000).round())
+    found = pd.DataFrame(table)
+    expected = found.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    assert as_csv(found) == expected.replace(',"",', ",,")
+
+
+@pytest.mark.parametrize("n", [0, 1, 999, 1000, 1001, 2000, 12_345])
+def test_cells_are_named_by_their_number(n):
+    assert cell_numbers(n).tolist() == [str(i) for i in range(n)]

@@ -149,7 +149,8 @@ def test_a_search_that_finds_too_few_gives_way_to_the_next(tmp_path, monkeypatch
         return adata
 
     monkeypatch.setattr(step, "_search", search)
-    monkeypatch.setattr(step, "to_try", lambda *_: [("poor", {}), ("good", {"n": 5}), ("brute", {})])
+    searches = [("poor", {}), ("good", {"n": 5}), ("brute", {})]
+    monkeypatch.setattr(step, "to_try", lambda *_: searches)
     with caplog.at_level("INFO"):
         find(tmp_path, array)
     assert tried == ["poor", "good"]

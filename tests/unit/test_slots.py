@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from anndata.io import read_elem
+from anndata.io import read_elem, write_elem
 
 from scrna import slots
 from scrna.step import step
@@ -88,6 +88,50 @@ def test_all_else_goes_through_anndata(tmp_path):
     assert (found["uns/word"], found["uns/number"]) == ("text", 2.5)
     with h5py.File(tmp_path / "a.h5") as file:
         assert all(file[name].attrs["encoding-type"] for name in written)
+
+
+def ranked(names, dtype=object):
+    names = np.array(names, dtype=dtype)
+    scores = np.arange(2 * len(names), dtype=np.float32)
+    return {
+        "params": {"groupby": "leiden"},
+        "names": np.rec.fromarrays([names, names[::-1]], names=["0", "β, 1"]),
+        "scores": np.rec.fromarrays(np.split(scores, 2), names=["0", "β, 1"]),
+    }
+
+
+NAMES = ["", "MT-CO1", "β-γ 🧬", " blanks  ", "a", "b"]
+
+
+def test_records_of_text_are_what_anndata_reads(tmp_path):
+    slots.write(
+        tmp_path / "a.h5", {"uns/genes": ranked(NAMES), "uns/names": ranked(NAMES)["names"]}
+    )
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        write_elem(file, "by_anndata", ranked(NAMES))
+        all_found = [
+            read_elem(file["by_anndata"]),
+            read_elem(file["uns/genes"]),
+            slots.read(tmp_path / "a.h5", "uns/genes"),
+            slots.read_all(tmp_path / "a.h5")["uns/genes"],
+            {**ranked(NAMES), "names": slots.read(tmp_path / "a.h5", "uns/names")},
+        ]
+    for found in all_found:
+        assert found["names"].dtype == [("0", object), ("β, 1", object)]
+        assert found["names"]["0"].tolist() == NAMES
+        assert found["names"]["β, 1"].tolist() == NAMES[::-1]
+        assert found["scores"].dtype == [("0", np.float32), ("β, 1", np.float32)]
+        np.testing.assert_array_equal(found["scores"]["β, 1"], np.arange(6, 12))
+
+
+def test_the_digest_of_records_is_that_of_what_is_in_the_file(tmp_path):
+    digests = set()
+    for dtype in (object, str):
+        written = {"uns/genes": {"deeper": ranked(NAMES, dtype)}, "uns/r": ranked(NAMES)["names"]}
+        slots.write(tmp_path / "a.h5", written)
+        with h5py.File(tmp_path / "a.h5") as file:
+            digests |= {file.attrs["digest"], slots._digest(file, {})}
+    assert len(digests) == 1
 
 
 def test_slots_keep_their_order(tmp_path):
@@ -168,6 +212,8 @@ def test_the_digest_is_that_of_the_content_alone(tmp_path):
         {"obsp/g": sp.csr_matrix(np.eye(2, 4))},
         {"obsp/g": sp.csc_matrix(np.eye(2, 3))},
         {"obs/d": pd.Categorical(["a"], ordered=True)},
+        {"uns/e": ranked(["a", "c"])},
+        {"uns/e": ranked(["b", "a"])},
     ],
 )
 def test_the_digest_changes_with_the_content(tmp_path, changed):
@@ -177,6 +223,7 @@ def test_the_digest_changes_with_the_content(tmp_path, changed):
         "obs/d": pd.Categorical(["a"]),
         "obsp/g": sp.csr_matrix(np.eye(2, 3)),
         "uns/c": {"word": "text", "number": 1},
+        "uns/e": ranked(["a", "b"]),
     }
     slots.write(tmp_path / "a.h5", elements)
     slots.write(tmp_path / "b.h5", elements | changed)
