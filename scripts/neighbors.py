@@ -22,10 +22,11 @@ from scrna.log import log
 from scrna.step import note, run, step
 
 #: Approximate searches of the GPU with their settings, fastest first: `auto` tries one after the
-#: other. At 900,000 cells the first takes 0.9 s; nn_descent as long as the exact search, 5.8 s.
+#: other. At 900,000 cells 50 of 2,048 lists take 0.9 s and find 93 to 98 % of the neighbors, 200
+#: all; nn_descent takes as long as the exact search, 5.8 s.
 APPROXIMATE = [
-    ("ivfflat", {"n_probes": 50}),
-    ("ivfflat", {"n_probes": 200}),
+    ("ivfflat", {"n_probes": 100}),
+    ("ivfflat", {"n_probes": 400}),
     ("nn_descent", {}),
 ]
 #: Cells whose neighbors are searched exactly, to measure the recall.

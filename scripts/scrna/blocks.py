@@ -1,8 +1,9 @@
 """Work on the count matrix in blocks of cells: over threads, or over the workers of a Dask cluster.
 
 On one GPU, or on the CPU, a few threads of this process share the blocks: one reads and
-decompresses while another computes. On several GPUs the blocks are spread over a Dask cluster that
-has a worker for each: the one in whose worker this process runs, or one started for the step.
+decompresses while another computes. Where one of several GPUs does not hold the matrix, the blocks
+are spread over a Dask cluster that has a worker for each: the one in whose worker this process
+runs, or one started for the step.
 """
 
 import sys
@@ -86,7 +87,7 @@ def each(
     total = sum(stop - start for start, stop in spans)
     nnz = int(store.indptr[-1])
     execution.decide(label, backend=backend, n_obs=total, n_vars=store.shape[1], nnz=nnz)
-    with _cluster(backend) as client, Progress(label, total=total) as progress:
+    with _cluster(backend, nnz) as client, Progress(label, total=total) as progress:
         if client is None:
             results = in_order(
                 lambda span: function(store.read(*span, backend), *args),
@@ -253,7 +254,7 @@ def _lazy(
 ) -> Iterator[Any]:
     """Give the matrix in blocks: of those that are kept, or read from disk."""
     store, backend, cells, used, genes, factor, nnz, key = wanted
-    with _cluster(backend, needs_client=needs_client) as client, ExitStack() as stack:
+    with _cluster(backend, nnz, needs_client=needs_client) as client, ExitStack() as stack:
         if client is None:
             import dask
 
@@ -397,19 +398,24 @@ def _block(i: int):
 
 
 @contextmanager
-def _cluster(backend: str, *, needs_client: bool = False) -> Iterator[Any]:
-    """Give the client of a cluster with several workers; None where threads are enough."""
+def _cluster(backend: str, nnz: int, *, needs_client: bool = False) -> Iterator[Any]:
+    """Give the client of a cluster with several workers; None where threads are enough.
+
+    They are on one GPU that holds the matrix, however many there are: two H200 took three times as
+    long as one for 1.8 G non-zeros, most of it for handing blocks and functions around.
+    """
+    spreads = backend == "cpu" or 8 * nnz + _at_work() > execution.usable_memory(backend)
     if _in_worker():
         from distributed import worker_client
 
         with worker_client() as client:
             several = len(client.scheduler_info(n_workers=-1)["workers"]) > 1
-            if several or needs_client:
+            if (several and spreads) or needs_client:
                 with client.as_current():
                     yield client
                 return
         yield None
-    elif backend == "gpu" and (_machine["gpus"] > 1 or needs_client):
+    elif backend == "gpu" and ((_machine["gpus"] > 1 and spreads) or needs_client):
         from dask_cuda import LocalCUDACluster
         from distributed import Client
 

@@ -20,6 +20,7 @@ from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from multiprocessing import forkserver
 from pathlib import Path
+from threading import Timer
 from types import ModuleType
 from typing import Any
 
@@ -30,6 +31,7 @@ from scrna.warmup import next_call
 #: The environment variable with the settings of the run's own workers, JSON: backend and gpu.
 SETTINGS_VARIABLE = "SCRNA_WORKER"
 _POLL = 0.25  # seconds between looks whether the step is still wanted
+_IDLE = 0.5  # seconds until first calls are made: a step that waits for the worker goes first
 _PR_SET_PDEATHSIG = 1
 
 # Steps come in one thread: libraries keep their handles on the GPU for each.
@@ -66,7 +68,11 @@ def dask_setup(worker) -> None:
     if seat:  # steps go to whichever process has it when their turn comes
         worker.state.total_resources[seat] = worker.state.available_resources[seat] = 1
         if seat != tasks.seat(0) and not _trouble:  # on the CPU the first is wanted at once
-            _steps.submit(next_call, settings["due"], settings["backend"], _steps.submit)
+            warm = Timer(
+                _IDLE, _steps.submit, [next_call, _due, settings["backend"], _steps.submit]
+            )
+            warm.daemon = True
+            warm.start()
 
 
 def _prepare(settings: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -215,3 +216,30 @@ def test_a_cluster_of_two_workers_gives_the_same(files, simulated, settings, tmp
         for slot, values in expected.items():
             if slot != "uns/hvg":
                 np.testing.assert_allclose(found[slot], values, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("backend", "free", "needs_client", "spreads"),
+    [
+        ("gpu", 10**12, False, False),  # one GPU holds the matrix
+        ("gpu", 10**9, False, True),
+        ("gpu", 10**12, True, True),
+        ("cpu", 10**12, False, True),
+    ],
+)
+def test_blocks_are_spread_where_one_gpu_is_too_small(
+    monkeypatch, backend, free, needs_client, spreads
+):
+    class Client:
+        def scheduler_info(self, n_workers):
+            return {"workers": ["on GPU 0", "on GPU 1"]}
+
+        def as_current(self):
+            return nullcontext()
+
+    client = Client()
+    monkeypatch.setattr("distributed.worker_client", lambda: nullcontext(client))
+    monkeypatch.setattr(blocks, "_in_worker", lambda: True)
+    monkeypatch.setattr(blocks.execution, "usable_memory", lambda backend: free)
+    with blocks._cluster(backend, 2 * 10**9, needs_client=needs_client) as given:
+        assert given is (client if spreads else None)

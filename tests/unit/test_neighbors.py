@@ -129,7 +129,7 @@ def test_the_seed_decides_the_approximate_search(many, tmp_path):
         ("auto", 200_000, [("brute", {})]),
         ("auto", 200_001, [*APPROXIMATE, ("brute", {})]),
         ("cagra", 100, [("cagra", {})]),
-        ("ivfflat", 100, [("ivfflat", {"n_probes": 50}), ("ivfflat", {"n_probes": 200})]),
+        ("ivfflat", 100, [("ivfflat", {"n_probes": 100}), ("ivfflat", {"n_probes": 400})]),
     ],
 )
 def test_searches_of_the_gpu(asked, cells, expected):
