@@ -86,7 +86,7 @@ def start_gpu(*, memory: str, pool_gb: float, limit_gb: float | None = None) -> 
     memory
         ``pool``: one growing pool, the fastest; ``async``: CUDA's own pool, which gives memory
         back; ``managed``: CUDA's managed memory, which may exceed the device's at a price in
-        speed; ``cuda``: plain allocations.
+        speed; ``cuda``: plain allocations; ``auto``: see `memory_kind`.
     pool_gb
         First size of the pool, GiB. It grows as needed: a share of the memory, RMM's own default,
         would take half of a machine whose GPU and CPU share it.
@@ -99,6 +99,7 @@ def start_gpu(*, memory: str, pool_gb: float, limit_gb: float | None = None) -> 
     from rmm.allocators.cupy import rmm_cupy_allocator
 
     limit = None if limit_gb is None else int(limit_gb * 2**30)
+    memory = memory_kind(memory)
     if memory == "pool":
         first = int(min(pool_gb, limit_gb or pool_gb) * 2**30)
         resource = mr.PoolMemoryResource(mr.CudaMemoryResource(), first, limit)
@@ -114,6 +115,19 @@ def start_gpu(*, memory: str, pool_gb: float, limit_gb: float | None = None) -> 
     mr.set_current_device_resource(resource)
     rmm.statistics.enable_statistics()
     cupy.cuda.set_allocator(rmm_cupy_allocator)
+
+
+def memory_kind(asked: str) -> str:
+    """Choose how the GPU's memory is allocated: what was asked for, or under ``auto`` by the GPU.
+
+    A pool on memory of the GPU's own. Where the GPU shares the host's, CUDA's ``async``: a pool
+    there grows by doubling, to twice what a step needs, and keeps it from all else.
+    """
+    if asked != "auto":
+        return asked
+    from scrna import machine
+
+    return "async" if any(gpu.unified for gpu in machine.gpus()) else "pool"
 
 
 def gpu_record() -> dict[str, Any]:

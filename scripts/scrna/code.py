@@ -33,7 +33,7 @@ def remember(memory: Path) -> None:
     """
     global _memory
     _memory = memory
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, TypeError):
         _known.update(json.loads(memory.read_text()))
 
 
@@ -102,7 +102,7 @@ def _reached(script: Path) -> set[Path]:
 def _read(path: Path) -> dict:
     """Read a file: the digest of what it says as code, the modules of the package it imports."""
     content = path.read_bytes()
-    key = hashlib.sha256(repr(sys.version_info[:2]).encode() + content).hexdigest()
+    key = hashlib.sha256(_reader() + content).hexdigest()
     if key not in _known:
         tree = ast.parse(content)
         imports = _imports(tree)
@@ -112,6 +112,12 @@ def _read(path: Path) -> dict:
             "meaning": hashlib.sha256(said.encode()).hexdigest(),
         }
     return _known[key]
+
+
+@cache
+def _reader() -> bytes:
+    """Name what reads files here, this module and Python's grammar: another may say otherwise."""
+    return repr(sys.version_info[:2]).encode() + Path(__file__).read_bytes()
 
 
 def _imports(tree: ast.Module) -> list[str]:

@@ -155,8 +155,9 @@ def test_what_is_remembered_gives_the_same_digests(scripts, tmp_path, monkeypatc
     monkeypatch.setattr(code, "_known", {})
     monkeypatch.setattr(code, "_memory", None)
     memory.parent.mkdir()
-    memory.write_text('{"broken":')
-    code.remember(memory)
+    for damaged in ('{"broken":', "[1]"):
+        memory.write_text(damaged)
+        code.remember(memory)
     assert digests(scripts) == there
 
     monkeypatch.setattr(code, "_known", {})

@@ -532,3 +532,12 @@ def test_agrees_with_nvidia_smi(monkeypatch):
     assert found == smi.stdout.splitlines()
     memory = machine.available_memory(machine.gpus()[0])
     assert 0 < memory.available <= memory.total
+
+
+@pytest.mark.parametrize(("gpu", "expected"), [(H200, "pool"), (SPARK, "async")])
+def test_memory_is_pooled_where_it_is_the_gpus_own(monkeypatch, gpu, expected):
+    from scrna import backend
+
+    monkeypatch.setattr(machine, "gpus", lambda: [gpu])
+    assert backend.memory_kind("auto") == expected
+    assert backend.memory_kind("managed") == "managed"
