@@ -6,18 +6,16 @@ are spread over a Dask cluster that has a worker for each: the one in whose work
 runs, or one started for the step.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
-from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from scrna import cache, execution, slots
+from scrna import cache, execution, passes, slots
 from scrna.backend import arrays, csr_matrix, start_gpu, to_host
 from scrna.counts import Block, Counts, columns_of, in_order, kept, log_normalize
 from scrna.log import log
@@ -32,8 +30,6 @@ _machine: dict[str, Any] = {
     "protocol": "tcp",
     "gpu": {"memory": "pool", "pool_gb": 1},
 }
-#: The Dask event in which workers tell of the cells that they have read.
-_TOPIC = "scrna-blocks"
 
 
 def configure(*, gpus: int, threads: int, protocol: str, gpu: dict[str, Any]) -> None:
@@ -260,7 +256,7 @@ def _lazy(
 
             pool = stack.enter_context(ThreadPoolExecutor(_machine["threads"]))
             stack.enter_context(dask.config.set(scheduler="threads", pool=pool))
-        stack.enter_context(_passes(step, int(cells.sum()), client))
+        stack.enter_context(passes.told(step, int(cells.sum()), client))
         try:
             if there and client is None:
                 yield _from_kept(there.blocks, genes, backend)
@@ -317,7 +313,7 @@ def _taken(path: Path, span: tuple[int, int], mask, columns, factor, backend: st
     if factor is not None:
         block = Block(0, matrix.shape[0], matrix.data, matrix.indices, matrix.indptr)
         matrix.data = log_normalize(block, factor)
-    _tell(matrix.shape[0])
+    passes.tell(matrix.shape[0])
     return matrix
 
 
@@ -405,7 +401,7 @@ def _cluster(backend: str, nnz: int, *, needs_client: bool = False) -> Iterator[
     long as one for 1.8 G non-zeros, most of it for handing blocks and functions around.
     """
     spreads = backend == "cpu" or 8 * nnz + _at_work() > execution.usable_memory(backend)
-    if _in_worker():
+    if passes.in_worker():
         from distributed import worker_client
 
         with worker_client() as client:
@@ -434,19 +430,6 @@ def _cluster(backend: str, nnz: int, *, needs_client: bool = False) -> Iterator[
         yield None
 
 
-def _in_worker() -> bool:
-    """Tell whether this thread runs a task of a Dask cluster."""
-    if "distributed.worker" not in sys.modules:
-        return False
-    from distributed import get_worker
-
-    try:
-        get_worker()
-    except ValueError:
-        return False
-    return True
-
-
 def _call(function, path: Path, span: tuple[int, int], backend: str, *args) -> Any:
     return function(_opened(path).read(*span, backend), *args)
 
@@ -459,58 +442,3 @@ def _opened(path: Path) -> Counts:
 @lru_cache(maxsize=2)
 def _open(path: Path, written: int) -> Counts:
     return Counts(path)
-
-
-# --------------------------------------------------------------------------------------- progress
-
-
-class _Passes:
-    """Progress of work that reads all cells, and may do so several times."""
-
-    def __init__(self, step: str, n_cells: int):
-        self._step, self._n_cells = step, n_cells
-        self._lock = Lock()
-        self._number = 0
-        self._stack = ExitStack()
-        self._progress: Progress | None = None
-
-    def update(self, n: int) -> None:
-        with self._lock:
-            if self._progress is None or self._progress.done >= self._n_cells:
-                self.close()
-                self._number += 1
-                label = f"{self._step}, pass {self._number}"
-                self._progress = self._stack.enter_context(Progress(label, total=self._n_cells))
-            self._progress.update(n)
-
-    def close(self) -> None:
-        self._stack.close()
-
-
-_watched: _Passes | None = None
-
-
-@contextmanager
-def _passes(step: str, n_cells: int, client) -> Iterator[None]:
-    """Log how far reading is, wherever it is done."""
-    global _watched
-    _watched = passes = _Passes(step, n_cells)
-    if client is not None:
-        client.subscribe_topic(_TOPIC, lambda event: passes.update(event[1]))
-    try:
-        yield
-        passes.close()
-    finally:
-        _watched = None
-        if client is not None:
-            client.unsubscribe_topic(_TOPIC)
-
-
-def _tell(n: int) -> None:
-    """Count cells as read: here, or for the process that follows this worker."""
-    if _in_worker():
-        from distributed import get_worker
-
-        get_worker().log_event(_TOPIC, n)
-    elif _watched is not None:
-        _watched.update(n)

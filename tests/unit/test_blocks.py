@@ -12,7 +12,7 @@ from scripts.markers import markers
 from scripts.normalize import normalize
 from scripts.pca import pca
 from scripts.qc import qc
-from scrna import blocks, slots
+from scrna import blocks, passes, slots
 from scrna import counts as counts_module
 from scrna.counts import Counts
 
@@ -175,7 +175,7 @@ def test_an_error_in_a_block_reaches_the_step(files, monkeypatch):
         blocks.matrix("pca", *files, backend="cpu", asked="blocks"),
     ):
         pass
-    assert blocks._watched is None
+    assert passes._watched is None
 
 
 @pytest.mark.slow
@@ -239,7 +239,7 @@ def test_blocks_are_spread_where_one_gpu_is_too_small(
 
     client = Client()
     monkeypatch.setattr("distributed.worker_client", lambda: nullcontext(client))
-    monkeypatch.setattr(blocks, "_in_worker", lambda: True)
+    monkeypatch.setattr(passes, "in_worker", lambda: True)
     monkeypatch.setattr(blocks.execution, "usable_memory", lambda backend: free)
     with blocks._cluster(backend, 2 * 10**9, needs_client=needs_client) as given:
         assert given is (client if spreads else None)

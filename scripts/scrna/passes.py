@@ -1,0 +1,76 @@
+"""Progress of work on blocks that reads all cells, and may do so several times."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from threading import Lock
+
+from scrna.progress import Progress
+
+#: The Dask event in which workers tell of the cells that they have read.
+_TOPIC = "scrna-blocks"
+
+
+def in_worker() -> bool:
+    """Tell whether this thread runs a task of a Dask cluster."""
+    if "distributed.worker" not in sys.modules:
+        return False
+    from distributed import get_worker
+
+    try:
+        get_worker()
+    except ValueError:
+        return False
+    return True
+
+
+class _Passes:
+    """Progress of work that reads all cells, and may do so several times."""
+
+    def __init__(self, step: str, n_cells: int):
+        self._step, self._n_cells = step, n_cells
+        self._lock = Lock()
+        self._number = 0
+        self._stack = ExitStack()
+        self._progress: Progress | None = None
+
+    def update(self, n: int) -> None:
+        with self._lock:
+            if self._progress is None or self._progress.done >= self._n_cells:
+                self.close()
+                self._number += 1
+                label = f"{self._step}, pass {self._number}"
+                self._progress = self._stack.enter_context(Progress(label, total=self._n_cells))
+            self._progress.update(n)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+_watched: _Passes | None = None
+
+
+@contextmanager
+def told(step: str, n_cells: int, client) -> Iterator[None]:
+    """Log how far reading is, wherever it is done."""
+    global _watched
+    _watched = passes = _Passes(step, n_cells)
+    if client is not None:
+        client.subscribe_topic(_TOPIC, lambda event: passes.update(event[1]))
+    try:
+        yield
+        passes.close()
+    finally:
+        _watched = None
+        if client is not None:
+            client.unsubscribe_topic(_TOPIC)
+
+
+def tell(n: int) -> None:
+    """Count cells as read: here, or for the process that follows this worker."""
+    if in_worker():
+        from distributed import get_worker
+
+        get_worker().log_event(_TOPIC, n)
+    elif _watched is not None:
+        _watched.update(n)
