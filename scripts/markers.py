@@ -19,9 +19,9 @@ from scrna.counts import Counts, kept
 from scrna.errors import UserError
 from scrna.execution import usable_memory
 from scrna.files import replacing
-from scrna.graphs import cell_numbers
 from scrna.groups import groups_of
 from scrna.log import log
+from scrna.numbered import cell_numbers
 from scrna.step import run, step
 
 _FIELDS = ["names", "scores", "logfoldchanges", "pvals", "pvals_adj"]

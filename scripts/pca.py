@@ -15,8 +15,8 @@ from scrna import blocks, slots
 from scrna.backend import computed, load, to_host
 from scrna.counts import Counts, kept
 from scrna.errors import UserError
-from scrna.graphs import cell_numbers
 from scrna.log import log
+from scrna.numbered import cell_numbers
 from scrna.step import run, step
 
 

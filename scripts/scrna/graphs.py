@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from scrna import slots
+from scrna.numbered import cell_numbers
 
 
 def open_graph(neighbors: Path):
@@ -26,30 +27,6 @@ def open_graph(neighbors: Path):
     obs = pd.DataFrame(index=cell_numbers(graph.shape[0]))
     uns = {"neighbors": slots.read(neighbors, "uns/neighbors")}
     return AnnData(obs=obs, obsp={"connectivities": graph}, uns=uns)
-
-
-def cell_numbers(n: int):
-    """Name cells by their number, for steps to which names mean nothing: AnnData asks for text.
-
-    Thousands and the rest are put together from a few strings, which takes a third of the time
-    that ``pandas.RangeIndex(n).astype(str)`` does.
-
-    Parameters
-    ----------
-    n
-        How many.
-
-    Returns
-    -------
-    Index of text: 0, 1, and so on.
-    """
-    import pandas as pd
-
-    thousands = np.array(["", *map(str, range(1, n // 1000 + 1))], dtype=object)
-    rest = np.array([f"{i:03d}" for i in range(1000)], dtype=object)
-    names = np.add.outer(thousands, rest).ravel()[:n]
-    names[:1000] = [str(i) for i in range(min(n, 1000))]
-    return pd.Index(names, dtype=object)
 
 
 def representation(path: Path, n_pcs: int) -> tuple[str, np.ndarray]:

@@ -10,7 +10,7 @@ import scanpy as sc
 from scripts.markers import as_csv, markers
 from scrna import slots
 from scrna.errors import UserError
-from scrna.graphs import cell_numbers
+from scrna.numbered import cell_numbers
 from tests.unit.steps import CPU, settings, store
 
 pytest_plugins = ["tests.unit.fixtures"]
