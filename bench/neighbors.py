@@ -28,6 +28,7 @@ VARIANTS = [
     ("brute", {}),
     ("ivfflat", {}),
     ("ivfflat", {"n_probes": 50}),
+    ("ivfflat", {"n_probes": 100}),
     ("cagra", {}),
     ("nn_descent", {}),
     ("nn_descent", {"intermediate_graph_degree": 128}),
