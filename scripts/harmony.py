@@ -18,6 +18,7 @@ from scrna.counts import Counts, kept
 from scrna.errors import UserError
 from scrna.execution import decide
 from scrna.log import log
+from scrna.numbered import cell_numbers
 from scrna.step import run, step
 
 #: Harmony makes one soft cluster of this many cells.
@@ -94,7 +95,7 @@ def harmony(
     after = before.copy()
     after[large] = backends.harmony(
         before[large],
-        batches.set_axis([str(i) for i in range(len(batches))]),
+        batches.set_axis(cell_numbers(len(batches))),
         theta=theta if isinstance(theta, list) else [theta] * len(batch_key),
         sigma=sigma,
         lamb=ridge_lambda,
@@ -108,7 +109,10 @@ def harmony(
         msg = "Harmony returned values that are not finite; try a smaller theta or another seed"
         raise ArithmeticError(msg)
     slots.write(out, {"obsm/X_pca_harmony": after})
-    moved = np.linalg.norm(after - before, axis=1) / np.linalg.norm(before, axis=1)
+    some = slice(None, None, max(1, len(after) // 100_000))
+    moved = np.linalg.norm(after[some] - before[some], axis=1) / np.linalg.norm(
+        before[some], axis=1
+    )
     log.info(
         "%s cells, moved by %.0f %% of their distance from the centre (median)",
         f"{len(after):,}",
@@ -144,13 +148,22 @@ def complete_batches(batches, missing_batch: str):
                 "cells. Fill them in, or set harmony.missing_batch to own_batch"
             )
             raise UserError(msg)
-        labels = batches[name].astype(str).where(~missing, "missing")
-        batches[name] = labels.astype("category")
+        batches[name] = _as_text(batches[name], "missing")
         if missing.any():
             log.warning(
                 "%s cells have no %s: they are the batch 'missing'", f"{missing.sum():,}", name
             )
     return batches
+
+
+def _as_text(column, missing: str):
+    """Turn a column into categories of text in the order of the alphabet, its gaps into one."""
+    import pandas as pd
+
+    codes, values = pd.factorize(column)  # few values stand for all cells; a gap's code is -1
+    texts, place = np.unique([*map(str, values), missing], return_inverse=True)
+    labels = pd.Series(pd.Categorical.from_codes(place[codes], texts), index=column.index)
+    return labels.cat.remove_unused_categories()
 
 
 def in_large_batches(batches, min_batch_cells: int) -> np.ndarray:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import silhouette_score
 
-from scripts.harmony import harmony
+from scripts.harmony import complete_batches, harmony
 from scrna import backend, slots
 from scrna.errors import UserError
 from tests.unit.steps import SEEDED, settings, store, write_pca
@@ -230,3 +230,12 @@ def test_few_cells_are_refused(do):
         do(array, {"batch": names(batch)})
     array, _, batch = shifted(n_obs=30, n_batches=2)
     assert np.isfinite(do(array, {"batch": names(batch)})).all()
+
+
+def test_batches_are_text_whatever_they_were():
+    numbers = pd.Series([10, 2, None, 2], dtype="Int64").astype("category")
+    found = complete_batches(pd.DataFrame({"batch": numbers}), "own_batch")["batch"]
+    assert found.tolist() == ["10", "2", "missing", "2"]
+    assert found.cat.categories.tolist() == ["10", "2", "missing"]
+    found = complete_batches(pd.DataFrame({"batch": ["b", "a", "b"]}), "refuse")["batch"]
+    assert found.cat.categories.tolist() == ["a", "b"]
