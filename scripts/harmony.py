@@ -110,13 +110,12 @@ def harmony(
         raise ArithmeticError(msg)
     slots.write(out, {"obsm/X_pca_harmony": after})
     some = slice(None, None, max(1, len(after) // 100_000))
-    moved = np.linalg.norm(after[some] - before[some], axis=1) / np.linalg.norm(
-        before[some], axis=1
-    )
+    before, moved = before[some], after[some] - before[some]
+    shares = np.linalg.norm(moved, axis=1) / np.linalg.norm(before, axis=1)
     log.info(
         "%s cells, moved by %.0f %% of their distance from the centre (median)",
         f"{len(after):,}",
-        100 * np.median(moved),
+        100 * np.median(shares),
     )
 
 
