@@ -250,8 +250,9 @@ def _neighbors(settings: Mapping[str, Any]) -> int:
 
 
 def _tsne(settings: Mapping[str, Any]) -> int:
-    # 3 × perplexity neighbors, values and columns, in seven copies
-    return int(settings.get("perplexity", 30) * 3 * 8 * 7) + settings.get("n_pcs", 40) * 4 * 3
+    # 3 × perplexity neighbors, values and columns, in seven copies where cuML searches for them and
+    # in thirteen where they are given
+    return int(settings.get("perplexity", 30) * 3 * 8 * 13) + settings.get("n_pcs", 40) * 4 * 3
 
 
 #: Bytes a cell, for the steps that do not see the matrix, from their settings.

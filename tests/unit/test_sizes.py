@@ -58,6 +58,10 @@ PEAKS = {
             "umap": 1.05, "leiden": 1.35, "trajectory": 1.46, "markers": 28.86,
         },
     ),
+    "1 M, neighbors of t-SNE given": (
+        {"n_obs": 899_800, "n_vars": 27_998, "nnz": 1_990_000_000},
+        {"harmony": 1.67, "umap": 1.08, "tsne": 8.57, "leiden": 1.39, "trajectory": 2.00},
+    ),
     "pbmc3k": (
         {"n_obs": 2700, "n_vars": 13_700, "nnz": 2_280_000},
         {"qc": 0.11, "hvg": 0.08 / 2, "pca": 0.61, "tsne": 0.02, "neighbors": 0, "markers": 0.08},
