@@ -11,11 +11,8 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from scrna import cache, slots
-from scrna.counts import Counts, kept
-from scrna.execution import usable_memory
+from scrna import blocks
 from scrna.log import log
-from scrna.sizes import GPU_MAX_NNZ, step_bytes
 
 
 @contextmanager
@@ -43,19 +40,9 @@ def reading(wanted: Mapping[str, Any] | None, backend: str) -> Iterator[None]:
 def _read(wanted: Mapping[str, Any], backend: str) -> None:
     files = [Path(wanted[name]) for name in ("counts", "filtered", "normalized")]
     try:
-        key = cache.key_of(backend, "memory", files)
-        if key is None or cache.nbytes_of(key) or wanted["execution"] == "blocks":
-            return
-        cells, genes = kept(files[1])
-        nnz = int(slots.read(files[1], "var/n_cells_kept")[genes].sum())
-        sizes = {"n_obs": int(cells.sum()), "n_vars": int(genes.sum()), "nnz": nnz}
-        needed = step_bytes("markers", **sizes, backend=backend, method=wanted["method"])
-        if nnz > GPU_MAX_NNZ or needed > usable_memory(backend):
-            return
-        factor = slots.read(files[2], "obs/size_factor")
-        store = Counts(files[0])
-        whole = store.matrix(backend, nnz=nnz, cells=cells, genes=genes, size_factor=factor)
-        cache.put(key, [whole])
-        log.info("the matrix is read for the markers")
+        if wanted["execution"] != "blocks" and blocks.read_ahead(
+            "markers", *files, backend=backend, method=wanted["method"]
+        ):
+            log.info("the matrix is read for the markers")
     except Exception as error:  # `markers` will say what is wrong, if it is
         log.warning("the matrix was not read ahead: %s: %s", type(error).__name__, error)

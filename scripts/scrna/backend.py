@@ -332,9 +332,10 @@ def tsne(
 
 
 def _near(representation: np.ndarray, n_neighbors: int) -> tuple:
-    """Find the nearest neighbors of all cells, itself among a cell's, nine tenths of them rightly.
+    """Find the nearest neighbors of all cells, itself among a cell's, 99 % of them rightly.
 
-    Most of a picture's time is the exact search, which cuML would do.
+    cuML's t-SNE would search exactly: at 900,000 cells longer than a picture by FFT takes. As many
+    lists as rapids-singlecell makes for its neighbors.
 
     Returns
     -------

@@ -20,7 +20,7 @@ from scrna.backend import arrays, csr_matrix, start_gpu, to_host
 from scrna.counts import Block, Counts, columns_of, in_order, kept, log_normalize
 from scrna.log import log
 from scrna.progress import Progress
-from scrna.sizes import BLOCK_NNZ, BYTES_AT_WORK
+from scrna.sizes import BLOCK_NNZ, BYTES_AT_WORK, GPU_MAX_NNZ, step_bytes
 from scrna.step import note
 
 #: How this process works on blocks; `configure` sets it from the config.
@@ -140,30 +140,21 @@ def matrix(
     float32, kept cells × genes: CSR (scipy's or CuPy's), or a Dask array whose blocks are CSR.
     Dask computes such an array rightly within the context alone.
     """
-    cells, kept_genes = kept(filtered)
-    n_cells = slots.read(filtered, "var/n_cells_kept")
-    used = kept_genes.copy()
-    if genes is not None:
-        used[used] = genes
-    nnz = int(n_cells[used].sum())
-    shape = (int(cells.sum()), int(used.sum()))
-    keys = {mode: _key(backend, mode, counts, filtered, normalized) for mode in _MODES}
+    wanted = _wanted(counts, filtered, normalized, genes, backend)
     choice = execution.decide(
         step,
         asked=asked,
         backend=backend,
-        n_obs=shape[0],
-        n_vars=shape[1],
-        nnz=nnz,
-        kept=keys if genes is None else {},
+        n_obs=wanted.shape[0],
+        n_vars=wanted.shape[1],
+        nnz=wanted.nnz,
+        kept=wanted.keys if genes is None else {},
         **settings,
     )
-    factor = None if normalized is None else slots.read(normalized, "obs/size_factor")
-    wanted = _Wanted(Counts(counts), backend, cells, used, genes, factor, nnz, keys[choice.mode])
-    there = cache.get(wanted.key)
+    there = cache.get(wanted.keys[choice.mode])
     is_lazy = choice.mode == "blocks"
     # columns of kept blocks are held beside them
-    needed = 8 * nnz + _at_work() if is_lazy and genes is not None else 0
+    needed = 8 * wanted.nnz + _at_work() if is_lazy and genes is not None else 0
     if there and needed > execution.usable_memory(backend):
         there = None
     if there:
@@ -174,6 +165,34 @@ def matrix(
             yield lazy
     else:
         yield _whole(wanted, there)
+
+
+def read_ahead(
+    step: str, counts: Path, filtered: Path, normalized: Path, *, backend: str, **settings
+) -> bool:
+    """Read the log-normalised matrix of all kept genes for a step to come, if there is room.
+
+    Parameters
+    ----------
+    step, **settings
+        That step, and what the memory that it needs depends on.
+    counts, filtered, normalized, backend
+        As in `matrix`.
+
+    Returns
+    -------
+    Whether it was read and is kept: not where it is there already, nor where nothing is kept.
+    """
+    wanted = _wanted(counts, filtered, normalized, None, backend)
+    key = wanted.keys["memory"]
+    if key is None or cache.nbytes_of(key) or wanted.nnz > GPU_MAX_NNZ:
+        return False
+    n_obs, n_vars = wanted.shape
+    sizes = {"n_obs": n_obs, "n_vars": n_vars, "nnz": wanted.nnz, "backend": backend}
+    if step_bytes(step, **sizes, **settings) > execution.usable_memory(backend):
+        return False
+    _whole(wanted, None)
+    return True
 
 
 def gene_values(
@@ -195,7 +214,7 @@ def gene_values(
     float32 (kept cells).
     """
     cells, kept_genes = kept(filtered)
-    keys = (_key(backend, mode, counts, filtered, normalized) for mode in _MODES)
+    keys = _keys(backend, counts, filtered, normalized).values()
     there = next((found for found in map(cache.get, keys) if found), None)
     if there and kept_genes[gene]:
         column = int(kept_genes[:gene].sum())
@@ -229,18 +248,37 @@ class _Wanted(NamedTuple):
     """The same over the kept genes; None for all of them."""
     factor: np.ndarray | None
     nnz: int
-    key: tuple | None
+    keys: dict[str, tuple | None]
+    """By mode, under which key the matrix of all kept genes is kept; counts are not."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return int(self.cells.sum()), int(self.used.sum())
+
+
+def _wanted(
+    counts: Path, filtered: Path, normalized: Path | None, genes: np.ndarray | None, backend: str
+) -> _Wanted:
+    """Gather what `matrix` is asked for."""
+    cells, kept_genes = kept(filtered)
+    used = kept_genes.copy()
+    if genes is not None:
+        used[used] = genes
+    nnz = int(slots.read(filtered, "var/n_cells_kept")[used].sum())
+    factor = None if normalized is None else slots.read(normalized, "obs/size_factor")
+    keys = _keys(backend, counts, filtered, normalized)
+    return _Wanted(Counts(counts), backend, cells, used, genes, factor, nnz, keys)
 
 
 def _whole(wanted: _Wanted, there: cache.Kept | None):
     """Give the matrix in memory: one that is kept, or columns of it, or read from disk."""
-    store, backend, cells, used, genes, factor, nnz, key = wanted
+    store, backend, cells, used, genes, factor, nnz, keys = wanted
     if there:
         whole = there.blocks[0]
         return whole if genes is None else columns_of(whole, genes, backend)
     whole = store.matrix(backend, nnz=nnz, cells=cells, genes=used, size_factor=factor)
     if genes is None:
-        _keep(key, [whole], backend)
+        _keep(keys["memory"], [whole], backend)
     return whole
 
 
@@ -249,35 +287,34 @@ def _lazy(
     step: str, wanted: _Wanted, there: cache.Kept | None, *, needs_client: bool
 ) -> Iterator[Any]:
     """Give the matrix in blocks: of those that are kept, or read from disk."""
-    store, backend, cells, used, genes, factor, nnz, key = wanted
-    with _cluster(backend, nnz, needs_client=needs_client) as client, ExitStack() as stack:
+    store, backend, cells, used, genes, factor, nnz, keys = wanted
+    to_hold = 0 if there else nnz
+    with _cluster(backend, to_hold, needs_client=needs_client) as client, ExitStack() as stack:
         if client is None:
             import dask
 
             pool = stack.enter_context(ThreadPoolExecutor(_machine["threads"]))
             stack.enter_context(dask.config.set(scheduler="threads", pool=pool))
-        stack.enter_context(passes.told(step, int(cells.sum()), client))
+        stack.enter_context(passes.told(step, wanted.shape[0], client))
         try:
             if there and client is None:
                 yield _from_kept(there.blocks, genes, backend)
                 return
             lazy = _held(_in_blocks(store, backend, cells, used, factor), nnz, backend, client)
             if genes is None and _blocks:
-                _keep(key, _blocks, backend)
+                _keep(keys["blocks"], _blocks, backend)
             yield lazy
         finally:
             _blocks.clear()
 
 
-#: How a matrix can be worked on.
-_MODES = ("memory", "blocks")
-
-
-def _key(backend: str, mode: str, counts: Path, filtered: Path, normalized: Path | None):
-    """Tell the key that the matrix of all kept genes is kept under; counts are not kept."""
-    if normalized is None:
-        return None  # one step alone needs them
-    return cache.key_of(backend, mode, (counts, filtered, normalized))
+def _keys(
+    backend: str, counts: Path, filtered: Path, normalized: Path | None
+) -> dict[str, tuple | None]:
+    """Tell the keys that the matrix of all kept genes is kept under; counts are not kept."""
+    if normalized is None:  # one step alone needs them
+        return {"memory": None, "blocks": None}
+    return cache.keys_of(backend, ("memory", "blocks"), (counts, filtered, normalized))
 
 
 def _keep(key: tuple | None, matrix: Sequence[Any], backend: str) -> None:
@@ -397,8 +434,8 @@ def _block(i: int):
 def _cluster(backend: str, nnz: int, *, needs_client: bool = False) -> Iterator[Any]:
     """Give the client of a cluster with several workers; None where threads are enough.
 
-    They are on one GPU that holds the matrix, however many there are: two H200 took three times as
-    long as one for 1.8 G non-zeros, most of it for handing blocks and functions around.
+    They are on one GPU that holds the non-zeros, however many there are: two H200 took three times
+    as long as one for 2 G non-zeros, most of it for handing blocks and functions around.
     """
     spreads = backend == "cpu" or 8 * nnz + _at_work() > execution.usable_memory(backend)
     if passes.in_worker():

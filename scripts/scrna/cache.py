@@ -48,22 +48,22 @@ def stop() -> None:
     _kept.clear()
 
 
-def key_of(backend: str, mode: str, files: Sequence[Path]) -> tuple | None:
-    """Tell the key of a matrix; None where it cannot be kept.
+def keys_of(backend: str, modes: Sequence[str], files: Sequence[Path]) -> dict[str, tuple | None]:
+    """Tell the keys of a matrix by mode; None where it cannot be kept.
 
     Parameters
     ----------
-    backend, mode
-        Where it lies, and whether in ``memory`` or in ``blocks``.
+    backend, modes
+        Where it lies, and how: in ``memory`` or in ``blocks``.
     files
         ``counts.zarr`` and the step files that it is made of.
     """
     if not _is_on:
-        return None
+        return dict.fromkeys(modes)
     from scrna import slots  # numpy and h5py, which the start of a run does without
 
     digests = [slots.digest_of(file) for file in files]
-    return None if None in digests else (backend, mode, *digests)
+    return {mode: None if None in digests else (backend, mode, *digests) for mode in modes}
 
 
 def get(key: tuple | None) -> Kept | None:
@@ -85,7 +85,7 @@ def put(key: tuple | None, blocks: Sequence[Any]) -> None:
     Parameters
     ----------
     key
-        Of `key_of`; nothing is kept under None.
+        Of `keys_of`; nothing is kept under None.
     blocks
         CSR row blocks, scipy's or CuPy's.
     """

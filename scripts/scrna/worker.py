@@ -28,7 +28,8 @@ from scrna import step, tasks
 from scrna.log import log, send_logs
 from scrna.warmup import next_call
 
-#: The environment variable with the settings of the run's own workers, JSON: backend and gpu.
+#: The environment variable with the settings of the run's own workers, JSON: backend, gpu, the
+#: steps that are due, and the first GPU, whose worker takes them.
 SETTINGS_VARIABLE = "SCRNA_WORKER"
 _POLL = 0.25  # seconds between looks whether the step is still wanted
 _IDLE = 0.5  # seconds until first calls are made: a step that waits for the worker goes first

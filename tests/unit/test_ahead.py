@@ -2,7 +2,7 @@
 
 import pytest
 
-from scrna import ahead, blocks, cache
+from scrna import ahead, blocks, cache, execution
 from scrna.counts import Counts
 
 pytest_plugins = ["tests.unit.fixtures"]
@@ -51,7 +51,7 @@ def test_it_is_left_where_it_cannot_be(wanted, monkeypatch, why):
     if why != "no worker":
         cache.start()
     if why == "no room":
-        monkeypatch.setattr(ahead, "usable_memory", lambda backend: 1000)
+        monkeypatch.setattr(execution, "usable_memory", lambda backend: 1000)
     asked = None if why == "not wanted" else wanted
     if why == "blocks":
         asked = wanted | {"execution": "blocks"}

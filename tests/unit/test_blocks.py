@@ -219,16 +219,17 @@ def test_a_cluster_of_two_workers_gives_the_same(files, simulated, settings, tmp
 
 
 @pytest.mark.parametrize(
-    ("backend", "free", "needs_client", "spreads"),
+    ("backend", "nnz", "free", "needs_client", "spreads"),
     [
-        ("gpu", 10**12, False, False),  # one GPU holds the matrix
-        ("gpu", 10**9, False, True),
-        ("gpu", 10**12, True, True),
-        ("cpu", 10**12, False, True),
+        ("gpu", 2 * 10**9, 10**12, False, False),  # one GPU holds the matrix
+        ("gpu", 2 * 10**9, 10**10, False, True),
+        ("gpu", 0, 10**10, False, False),  # it is kept from an earlier step
+        ("gpu", 2 * 10**9, 10**12, True, True),
+        ("cpu", 2 * 10**9, 10**12, False, True),
     ],
 )
 def test_blocks_are_spread_where_one_gpu_is_too_small(
-    monkeypatch, backend, free, needs_client, spreads
+    monkeypatch, backend, nnz, free, needs_client, spreads
 ):
     class Client:
         def scheduler_info(self, n_workers):
@@ -241,5 +242,5 @@ def test_blocks_are_spread_where_one_gpu_is_too_small(
     monkeypatch.setattr("distributed.worker_client", lambda: nullcontext(client))
     monkeypatch.setattr(passes, "in_worker", lambda: True)
     monkeypatch.setattr(blocks.execution, "usable_memory", lambda backend: free)
-    with blocks._cluster(backend, 2 * 10**9, needs_client=needs_client) as given:
+    with blocks._cluster(backend, nnz, needs_client=needs_client) as given:
         assert given is (client if spreads else None)
