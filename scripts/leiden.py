@@ -40,9 +40,9 @@ def leiden(
     """
     rounds = n_iterations or {"gpu": 100, "cpu": -1}[backend]
 
-    def cluster(adata, resolution: float, key: str) -> None:
-        decide("leiden", backend=backend, n_obs=adata.n_obs)
-        backends.leiden(adata, resolution, key, n_iterations=rounds, backend=backend, seed=seed)
+    def cluster(graph, resolution: float):
+        decide("leiden", backend=backend, n_obs=graph.shape[0])
+        return backends.leiden(graph, resolution, n_iterations=rounds, backend=backend, seed=seed)
 
     each_resolution(neighbors, out, "leiden", resolution, cluster)
 

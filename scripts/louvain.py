@@ -37,9 +37,9 @@ def louvain(
         Where, and from which seed (cuGraph's Louvain draws nothing).
     """
 
-    def cluster(adata, resolution: float, key: str) -> None:
-        decide("louvain", backend=backend, n_obs=adata.n_obs)
-        backends.louvain(adata, resolution, key, backend=backend, seed=seed)
+    def cluster(graph, resolution: float):
+        decide("louvain", backend=backend, n_obs=graph.shape[0])
+        return backends.louvain(graph, resolution, backend=backend, seed=seed)
 
     each_resolution(neighbors, out, "louvain", resolution, cluster)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from scrna import slots
-from scrna.graphs import open_graph
 from scrna.log import log
 
 
@@ -30,31 +29,41 @@ def each_resolution(
     resolution
         One, or a list.
     cluster
-        Called with (AnnData with the graph, resolution, key): puts the clusters into ``obs[key]``.
+        Called with (graph, resolution): gives the cluster of each cell, numbered from 0.
     """
-    adata = open_graph(neighbors)
+    graph = slots.read(neighbors, "obsp/connectivities")
     several = isinstance(resolution, list)
     found = {}
     for value in resolution if several else [resolution]:
-        key = f"{name}_{value:g}" if several else name
-        cluster(adata, value, key)
-        found[f"obs/{key}"] = labels = by_size(adata.obs[key])
-        sizes = labels.value_counts()
+        labels, sizes = by_size(cluster(graph, value))
+        found[f"obs/{name}_{value:g}" if several else f"obs/{name}"] = labels
         log.info(
             "resolution %g: %s clusters of %s to %s cells",
             value,
-            *(f"{n:,}" for n in (len(sizes), sizes.min(), sizes.max())),
+            *(f"{n:,}" for n in (len(sizes), sizes[-1], sizes[0])),
         )
     found.setdefault(f"obs/{name}", next(iter(found.values())))
     slots.write(out, found | {f"uns/{name}": {"params": {"resolution": np.array(resolution)}}})
 
 
-def by_size(labels):
-    """Rename clusters ``0, 1, ...`` by falling size, as scanpy does; `pandas.Categorical`."""
-    import pandas as pd
+def by_size(clusters: np.ndarray) -> tuple[slots.Categories, np.ndarray]:
+    """Rename clusters ``0, 1, ...`` by falling size, as scanpy does.
 
-    codes = labels.astype("category").cat.codes.to_numpy()
-    order = np.argsort(-np.bincount(codes), kind="stable")
+    Parameters
+    ----------
+    clusters
+        The cluster of each cell, numbers from 0; those that no cell has are passed over.
+
+    Returns
+    -------
+    labels
+        The new name of each cell's cluster.
+    sizes
+        Cells of each cluster, the largest first.
+    """
+    sizes = np.bincount(clusters)
+    order = np.argsort(-sizes, kind="stable")
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
-    return pd.Categorical.from_codes(rank[codes], [str(i) for i in range(len(order))])
+    sizes = sizes[order][: np.count_nonzero(sizes)]
+    return slots.Categories(rank[clusters], [str(i) for i in range(len(sizes))]), sizes

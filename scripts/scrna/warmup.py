@@ -95,7 +95,9 @@ def _umap(adata, backend: str) -> None:
 
 def _leiden(adata, backend: str) -> None:
     _neighbors(adata, backend)
-    backends.leiden(adata, 1.0, "leiden", n_iterations=1, backend=backend, seed=0)
+    graph = adata.obsp["connectivities"]
+    graph = graph.get() if hasattr(graph, "get") else graph
+    backends.leiden(graph, 1.0, n_iterations=1, backend=backend, seed=0)
 
 
 def _markers(adata, backend: str) -> None:

@@ -133,12 +133,21 @@ def test_the_log_tells_sizes(do, caplog):
 
 
 def test_by_size():
-    labels = by_size(pd.Series(["b", "c", "c", "a", "c", "a"]))
-    assert list(labels) == ["2", "0", "0", "1", "0", "1"]
-    assert list(labels.categories) == ["0", "1", "2"]
+    labels, sizes = by_size(np.array([1, 2, 2, 0, 2, 0]))
+    assert labels.codes.tolist() == [2, 0, 0, 1, 0, 1]
+    assert labels.names == ["0", "1", "2"]
+    assert sizes.tolist() == [3, 2, 1]
+
+
+def test_numbers_that_no_cell_has():
+    labels, sizes = by_size(np.array([7, 3, 3]))
+    assert labels.codes.tolist() == [1, 0, 0]
+    assert labels.names == ["0", "1"]
+    assert sizes.tolist() == [2, 1]
 
 
 def test_by_size_of_more_than_ten():
-    labels = by_size(pd.Series(np.repeat(np.arange(12), np.arange(12, 0, -1))))
-    assert list(labels.categories) == [str(i) for i in range(12)]
-    assert list(labels) == [str(i) for i in np.repeat(np.arange(12), np.arange(12, 0, -1))]
+    clusters = np.repeat(np.arange(12), np.arange(12, 0, -1))
+    labels, _ = by_size(clusters)
+    assert labels.names == [str(i) for i in range(12)]
+    assert labels.codes.tolist() == clusters.tolist()
