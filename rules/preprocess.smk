@@ -44,7 +44,7 @@ rule filter:
         "benchmarks/{dataset}/filter.tsv"
     conda:
         environment
-    threads: 1
+    threads: THREADS
     resources:
         mem_mb=memory("filter"),
     params:

@@ -30,6 +30,8 @@ BOUNDS = {
     "max_pct_ribo": ("pct_counts_ribo", "max"),
     "max_pct_hb": ("pct_counts_hb", "max"),
 }
+#: Threads that read, at most: more than the disk or the memory gives are of no use.
+_READERS = 8
 
 
 @step
@@ -42,6 +44,7 @@ def filter_cells(
     min_cells: int | None,
     missing_mt: str,
     fewest_cells: int,
+    threads: int = 1,
     **bounds: float | None,
 ) -> None:
     """Choose the cells and genes that stay.
@@ -60,6 +63,8 @@ def filter_cells(
         ``refuse`` or ``skip`` max_pct_mt where there is no mitochondrial gene.
     fewest_cells
         Fewer cells left are refused.
+    threads
+        CPU threads that read.
     **bounds
         The bounds of `BOUNDS`, inclusive; None is no bound.
 
@@ -76,7 +81,7 @@ def filter_cells(
     rows = tally(broken, bounds)
     if (n_kept := int(keep.sum())) < fewest_cells:
         raise UserError(_too_few(n_kept, len(keep), fewest_cells, rows))
-    n_cells = cells_per_gene(Counts(counts), slots.read(qc, "var/n_cells_by_counts"), keep)
+    n_cells = cells_per_gene(Counts(counts), slots.read(qc, "var/n_cells_by_counts"), keep, threads)
     keep_genes = n_cells >= (min_cells or 0)
     if not keep_genes.any():
         msg = f"no gene is in {min_cells} of the {n_kept:,} cells that stay: lower filter.min_cells"
@@ -167,13 +172,15 @@ def in_words(row: dict) -> str:
     return f"{row['cells']:,} {where} {row['bound']:g} {unit}"
 
 
-def cells_per_gene(store: Counts, n_cells: np.ndarray, keep: np.ndarray) -> np.ndarray:
+def cells_per_gene(
+    store: Counts, n_cells: np.ndarray, keep: np.ndarray, threads: int = 1
+) -> np.ndarray:
     """Count for each gene the kept cells that have it, int64 (n_vars).
 
     From all cells' number less that of the removed, so that where few cells go little is read.
     """
     removed = np.zeros_like(n_cells)
-    for block in store.blocks(rows=~keep, with_data=False):
+    for block in store.blocks(rows=~keep, with_data=False, threads=min(threads, _READERS)):
         lengths = np.diff(block.indptr)
         gone = np.repeat(~keep[block.start : block.stop], lengths)
         removed += np.bincount(block.indices[gone], minlength=len(n_cells))

@@ -8,6 +8,12 @@ Settings: section ``harmony`` and the dataset's ``batch_key``. Inputs: ``counts.
 Output: a step file.
 """
 
+if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+    from scrna.rule import hand_over
+
+    hand_over(__file__, snakemake)
+
+
 from pathlib import Path
 
 import numpy as np

@@ -8,6 +8,12 @@ in each batch and the ranks combined, as scanpy does.
 Settings: section ``hvg``. Inputs: ``counts.zarr``, filter, normalize. Output: a step file.
 """
 
+if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+    from scrna.rule import hand_over
+
+    hand_over(__file__, snakemake)
+
+
 from pathlib import Path
 
 import numpy as np

@@ -5,6 +5,12 @@ With a list of resolutions each is kept as ``obs/leiden_{resolution}``, and ``le
 Settings: section ``leiden``. Input: neighbors. Output: a step file.
 """
 
+if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+    from scrna.rule import hand_over
+
+    hand_over(__file__, snakemake)
+
+
 from pathlib import Path
 
 from scrna import backend as backends

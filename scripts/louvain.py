@@ -6,6 +6,12 @@ first. Off by default: Leiden's clusters are connected, Louvain's need not be.
 Settings: section ``louvain``. Input: neighbors. Output: a step file.
 """
 
+if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+    from scrna.rule import hand_over
+
+    hand_over(__file__, snakemake)
+
+
 from pathlib import Path
 
 from scrna import backend as backends

@@ -11,6 +11,12 @@ Settings: section ``markers``. Inputs: ``counts.zarr``, filter, normalize, and l
 unless ``groupby`` is a column of obs. Outputs: a step file and the table.
 """
 
+if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+    from scrna.rule import hand_over
+
+    hand_over(__file__, snakemake)
+
+
 from pathlib import Path
 
 from scrna import blocks, slots

@@ -9,6 +9,12 @@ neighbors that it found, its recall, is logged and kept in the provenance.
 Settings: section ``neighbors``. Input: pca or harmony. Output: a step file.
 """
 
+if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+    from scrna.rule import hand_over
+
+    hand_over(__file__, snakemake)
+
+
 from pathlib import Path
 
 import numpy as np

@@ -7,6 +7,12 @@ or the median of the totals). Readers divide and take log1p on the way into memo
 Settings: section ``normalize``. Inputs: ``counts.zarr``, filter. Output: a step file.
 """
 
+if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+    from scrna.rule import hand_over
+
+    hand_over(__file__, snakemake)
+
+
 from pathlib import Path
 
 import numpy as np

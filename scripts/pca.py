@@ -7,6 +7,12 @@ variance of each component. The matrix stays sparse, centred implicitly, unless 
 Settings: section ``pca``. Inputs: ``counts.zarr``, qc, filter, normalize, hvg. Output: a step file.
 """
 
+if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+    from scrna.rule import hand_over
+
+    hand_over(__file__, snakemake)
+
+
 from pathlib import Path
 
 import numpy as np

@@ -10,6 +10,12 @@ a float32 sum over millions of cells is not.
 Settings: section ``qc``. Input: ``counts.zarr``. Output: a step file.
 """
 
+if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+    from scrna.rule import hand_over
+
+    hand_over(__file__, snakemake)
+
+
 import re
 from pathlib import Path
 

@@ -7,6 +7,12 @@ picture of them takes long and shows what UMAP shows.
 Settings: section ``tsne``. Input: pca or harmony. Output: a step file.
 """
 
+if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+    from scrna.rule import hand_over
+
+    hand_over(__file__, snakemake)
+
+
 from pathlib import Path
 
 import numpy as np

@@ -145,7 +145,12 @@ class Counts:
         return matrix if genes is None else matrix[:, xp.asarray(genes)]
 
     def blocks(
-        self, backend: str = "cpu", *, rows: np.ndarray | None = None, with_data: bool = True
+        self,
+        backend: str = "cpu",
+        *,
+        rows: np.ndarray | None = None,
+        with_data: bool = True,
+        threads: int = 2,
     ) -> Iterator[Block]:
         """Read the matrix in blocks of consecutive cells, ahead of their use.
 
@@ -158,13 +163,17 @@ class Counts:
             their cells.
         with_data
             As in `read`.
+        threads
+            Blocks that are read at the same time.
 
         Yields
         ------
         Blocks of at most `BLOCK_NNZ` non-zeros, in order.
         """
         yield from in_order(
-            lambda span: self.read(*span, backend, with_data=with_data), self.ranges(rows)
+            lambda span: self.read(*span, backend, with_data=with_data),
+            self.ranges(rows),
+            threads,
         )
 
     def kept_blocks(

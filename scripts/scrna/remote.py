@@ -46,7 +46,7 @@ def cluster_of(job: Mapping[str, Any]) -> Cluster | None:
     Parameters
     ----------
     job
-        What `scrna.step.run` made of the rule.
+        What `scrna.rule.begin` made of the rule.
 
     Returns
     -------
@@ -77,7 +77,7 @@ def perform(cluster: Cluster, script: Path, function: str, job: Mapping[str, Any
     script, function
         The rule's script and the name of its step's function, which `scrna.step.step` marks.
     job
-        What `scrna.step.run` made of the rule; JSON holds it.
+        What `scrna.rule.begin` made of the rule.
 
     Returns
     -------

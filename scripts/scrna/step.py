@@ -9,10 +9,8 @@ runner may call the function itself.
 import functools
 import importlib.metadata
 import inspect
-import json
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,11 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from scrna import remote, slots
-from scrna.errors import UserError
-from scrna.files import replacing
-from scrna.log import log, start_logging
-from scrna.watch import PID_VARIABLE, die_with
+from scrna import rule, slots
+from scrna.log import log
+from scrna.rule import plain
 
 #: Packages whose versions belong to a result: module → distribution.
 _PACKAGES = {
@@ -68,10 +64,11 @@ def step(function: Callable) -> Callable:
                 is_setting = parameter.kind is parameter.KEYWORD_ONLY
                 (settings if is_setting else files)[name] = value
         backend = settings.pop("backend", "cpu")
+        settings.pop("threads", None)  # they change no result
         record = {
             "step": function.__name__,
             "backend": backend,
-            "parameters": _plain(settings),
+            "parameters": plain(settings),
             "inputs": _digests(files),
             "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "clock": time.perf_counter(),
@@ -147,7 +144,7 @@ def note(key: str, value: Any) -> None:
         What JSON holds; mappings and sequences of such values.
     """
     if (record := _record.get()) is not None:
-        record[key] = _plain(value)
+        record[key] = plain(value)
 
 
 def run(function: Callable, snakemake) -> None:
@@ -166,29 +163,11 @@ def run(function: Callable, snakemake) -> None:
     snakemake
         The object that Snakemake puts into a script.
     """
-    where = "/".join(str(value) for value in snakemake.wildcards)
-    label = f"{snakemake.rule} {where}".strip()
-    start_logging(snakemake.log[0] if snakemake.log else None, label)
-    _follow_snakemake()
-    os.environ.setdefault("NUMBA_NUM_THREADS", str(snakemake.threads))
-    job = _job(function, snakemake, label)
-    try:
-        if cluster := remote.cluster_of(job):
-            script = inspect.unwrap(function).__globals__["__file__"]
-            ended = remote.perform(cluster, Path(script), function.__name__, _plain(job))
-        else:
-            ended = perform(function, job)
-        if ended["memory"] and snakemake.log:
-            _write_memory(Path(snakemake.log[0]), ended["memory"])
-        log.info("%.1f s since the process started", _seconds_alive())
-    except KeyboardInterrupt:
-        log.error("stopped by Ctrl-C")
-        sys.exit(128 + signal.SIGINT)
-    except remote.StepFailedError:
-        sys.exit(1)  # its log has come over
-    except Exception as error:
-        report(error)
-        sys.exit(1)
+    inner = inspect.unwrap(function)
+    rule.hand_over(inner.__globals__.get("__file__", ""), snakemake, inner.__name__)
+    job = rule.begin(snakemake)
+    with rule.ending():
+        rule.finish(job, perform(function, job))
 
 
 def perform(function: Callable, job: Mapping[str, Any], worker: str = "own process") -> dict:
@@ -199,8 +178,7 @@ def perform(function: Callable, job: Mapping[str, Any], worker: str = "own proce
     function
         A function marked by `step`.
     job
-        What `run` made of the rule: label, files, settings, untracked, what to read ahead and the
-        config's settings of a process.
+        What `scrna.rule.begin` made of the rule.
     worker
         Where this is, for the provenance: ``warm`` or ``own process``.
 
@@ -212,8 +190,11 @@ def perform(function: Callable, job: Mapping[str, Any], worker: str = "own proce
         name: [Path(item) for item in value] if isinstance(value, list) else Path(value)
         for name, value in job["files"].items()
     }
+    settings = dict(job["settings"])
+    if "threads" in inspect.signature(function).parameters:
+        settings["threads"] = job["threads"]
     process: dict[str, Any] = {"worker": worker}
-    is_warm, backend = worker == "warm", job["settings"].get("backend")
+    is_warm, backend = worker == "warm", settings.get("backend")
     with ExitStack() as stack:
         if backend == "gpu":
             gpu = stack.enter_context(_on_gpu(job, is_warm=is_warm))
@@ -224,7 +205,7 @@ def perform(function: Callable, job: Mapping[str, Any], worker: str = "own proce
             from scrna.worker import freed_memory
 
             stack.enter_context(freed_memory())
-            execution.make_room_for(function.__name__, backend, job["settings"])
+            execution.make_room_for(function.__name__, backend, settings)
         if backend == "gpu":
             from scrna.machine import MemoryPeak
 
@@ -235,40 +216,12 @@ def perform(function: Callable, job: Mapping[str, Any], worker: str = "own proce
             from scrna import ahead
 
             stack.enter_context(ahead.reading(job.get("ahead"), backend))
-        function(**files, **job["settings"], **job["untracked"])
+        function(**files, **settings, **job["untracked"])
     if (peak := process.get("peak")) is None:
         return {"memory": None}
     source = "/proc/meminfo" if gpu.unified else "NVML"
     used = {"start_bytes": peak.start_bytes, "peak_bytes": peak.peak_bytes, "source": source}
     return {"memory": used}
-
-
-def report(error: Exception) -> None:
-    """Log what a step failed of, and its traceback, which the terminal leaves out."""
-    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    log.error("%s%s", kind, error)
-    log.error("the traceback, for whoever mends it", exc_info=error)
-
-
-def _job(function: Callable, snakemake, label: str) -> dict[str, Any]:
-    """Gather what a rule asks of its step."""
-    settings = dict(snakemake.params.get("settings", {}))
-    if "threads" in inspect.signature(function).parameters:
-        settings["threads"] = snakemake.threads
-    sections = ("gpu", "gpus", "memory", "dask", "worker")
-    return {
-        "label": label,
-        "files": {
-            name: str(value) if isinstance(value, str) else [str(item) for item in value]
-            for source in (snakemake.input, snakemake.output)
-            for name, value in source.items()
-        },
-        "settings": settings,
-        "untracked": dict(snakemake.params.get("untracked", {})),
-        "ahead": snakemake.params.get("ahead"),
-        "threads": snakemake.threads,
-        "config": {key: snakemake.config[key] for key in sections if key in snakemake.config},
-    }
 
 
 def _configure(config: Mapping[str, Any]) -> None:
@@ -324,29 +277,6 @@ def start_gpu(**memory) -> None:
     backend.start_gpu(**memory)
 
 
-def _write_memory(log_file: Path, facts: Mapping[str, Any]) -> None:
-    """Write a step's memory beside its benchmark, whose own figures do not know the GPU's."""
-    parts = list(log_file.parts)
-    parts[parts.index("logs")] = "benchmarks"
-    with replacing(Path(*parts).with_suffix(".memory.json")) as temporary:
-        temporary.write_text(json.dumps(facts) + "\n")
-
-
-def _follow_snakemake() -> None:
-    """End with the Snakemake that started this job, were that one killed outright."""
-    if pid := os.environ.get(PID_VARIABLE):
-        die_with(int(pid))
-
-
-def _plain(value):
-    """Turn a settings value into what JSON holds."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value if isinstance(value, str | int | float | bool | None) else str(value)
-
-
 def _digests(files: Mapping[str, Any]) -> dict[str, str | list[str]]:
     """Digests of the inputs among a step's files, by parameter name; outputs do not exist yet."""
     found = {}
@@ -367,10 +297,3 @@ def _versions() -> dict[str, str]:
         if module in sys.modules:
             versions[distribution] = importlib.metadata.version(distribution)
     return versions
-
-
-def _seconds_alive() -> float:
-    """Seconds since this process started, its imports included."""
-    ticks = float(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
-    uptime = float(Path("/proc/uptime").read_text().split()[0])
-    return uptime - ticks / os.sysconf("SC_CLK_TCK")

@@ -24,7 +24,7 @@ from threading import Timer
 from types import ModuleType
 from typing import Any
 
-from scrna import step, tasks
+from scrna import rule, step, tasks
 from scrna.log import log, send_logs
 from scrna.warmup import next_call
 
@@ -149,7 +149,7 @@ def _perform(worker, request: dict[str, Any]) -> dict[str, Any]:
         outcome |= {"ended": step.perform(function, job, "warm"), "failed": False}
     except BaseException as error:  # a worker's thread survives whatever a step raises
         outcome["is_broken"] = error is _trouble or _breaks(error)
-        step.report(error)
+        rule.report(error)
     finally:
         send_logs(before)
     return outcome | {"records": sender.records}

@@ -9,7 +9,8 @@ from scrna import feedback, slots
 from scrna.errors import UserError
 from scrna.feedback import Job, advice, failure, failure_lines, usage_lines
 from scrna.log import log, send_logs, start_logging
-from scrna.step import report, step
+from scrna.rule import report
+from scrna.step import step
 from scrna.usage import Usage, table, usage_of
 
 

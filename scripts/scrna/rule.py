@@ -1,0 +1,149 @@
+"""A rule's own process: what Snakemake asks of it, its log, and how it ends.
+
+Nothing here imports more than the standard library: where a warm worker does the step, this process
+is there to ask for it and to wait, and has nothing else to import.
+"""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from scrna import remote
+from scrna.errors import UserError
+from scrna.log import log, start_logging
+from scrna.watch import PID_VARIABLE, die_with
+
+#: Sections of the config that say how a process works.
+_SECTIONS = ("gpu", "gpus", "memory", "dask", "worker")
+#: What this process is for: Snakemake's object and the job made of it.
+_begun: tuple[Any, dict[str, Any]] | None = None
+
+
+def hand_over(script: Path | str, snakemake, function: str | None = None) -> None:
+    """Have a warm worker do the step of a rule's script, where the run has one.
+
+    Called before the script imports what its step needs. This process then ends here, as the step
+    ended there; without a worker it goes on.
+
+    Parameters
+    ----------
+    script
+        The rule's script.
+    snakemake
+        The object that Snakemake puts into a script.
+    function
+        The step's function; None: the one that is named as the script.
+    """
+    job = begin(snakemake)
+    with ending():
+        if (cluster := remote.cluster_of(job)) is None:
+            return
+        script = Path(script)
+        finish(job, remote.perform(cluster, script, function or script.stem, job))
+    sys.exit(0)
+
+
+def begin(snakemake) -> dict[str, Any]:
+    """Start the log of a rule's process, once, and gather what its step is asked for.
+
+    Parameters
+    ----------
+    snakemake
+        The object that Snakemake puts into a script: the rule's named inputs and outputs become
+        the step's files, the entries of its ``params.settings`` the settings.
+
+    Returns
+    -------
+    label, log, files, settings, untracked, ahead, threads and config; JSON holds it.
+    """
+    global _begun
+    if _begun is None or _begun[0] is not snakemake:
+        where = "/".join(str(value) for value in snakemake.wildcards)
+        label = f"{snakemake.rule} {where}".strip()
+        start_logging(snakemake.log[0] if snakemake.log else None, label)
+        if pid := os.environ.get(PID_VARIABLE):  # were Snakemake killed outright, it ends too
+            die_with(int(pid))
+        os.environ.setdefault("NUMBA_NUM_THREADS", str(snakemake.threads))
+        _begun = snakemake, plain(_job(snakemake, label))
+    return _begun[1]
+
+
+def _job(snakemake, label: str) -> dict[str, Any]:
+    return {
+        "label": label,
+        "log": snakemake.log[0] if snakemake.log else None,
+        "files": {
+            name: str(value) if isinstance(value, str) else [str(item) for item in value]
+            for source in (snakemake.input, snakemake.output)
+            for name, value in source.items()
+        },
+        "settings": snakemake.params.get("settings", {}),
+        "untracked": snakemake.params.get("untracked", {}),
+        "ahead": snakemake.params.get("ahead"),
+        "threads": snakemake.threads,
+        "config": {key: snakemake.config[key] for key in _SECTIONS if key in snakemake.config},
+    }
+
+
+@contextmanager
+def ending() -> Iterator[None]:
+    """End this process where its step fails, once the log says why."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        log.error("stopped by Ctrl-C")
+        sys.exit(128 + signal.SIGINT)
+    except remote.StepFailedError:
+        sys.exit(1)  # its log has come over
+    except Exception as error:
+        report(error)
+        sys.exit(1)
+
+
+def finish(job: Mapping[str, Any], ended: Mapping[str, Any]) -> None:
+    """Keep what the step took.
+
+    Parameters
+    ----------
+    job
+        What `begin` made of the rule.
+    ended
+        What `scrna.step.perform` returned. Its memory goes into a file beside the benchmark, whose
+        own figures do not know the GPU's.
+    """
+    if ended["memory"] and job["log"]:
+        from scrna.files import replacing
+
+        parts = list(Path(job["log"]).parts)
+        parts[parts.index("logs")] = "benchmarks"
+        with replacing(Path(*parts).with_suffix(".memory.json")) as temporary:
+            temporary.write_text(json.dumps(ended["memory"]) + "\n")
+    log.info("%.1f s since the process started", _seconds_alive())
+
+
+def report(error: Exception) -> None:
+    """Log what a step failed of, and its traceback, which the terminal leaves out."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    log.error("%s%s", kind, error)
+    log.error("the traceback, for whoever mends it", exc_info=error)
+
+
+def plain(value):
+    """Turn a value of the config into what JSON holds."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def _seconds_alive() -> float:
+    """Seconds since this process started, its imports included."""
+    ticks = float(Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()[19])
+    uptime = float(Path("/proc/uptime").read_text().split()[0])
+    return uptime - ticks / os.sysconf("SC_CLK_TCK")
