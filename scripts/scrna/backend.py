@@ -5,14 +5,13 @@ the same call, the step makes that call; where they do not, the function is here
 for both.
 """
 
-import time
 from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from scrna.log import log
+from scrna import imports
 
 #: Cells up to which the neighbors that t-SNE starts from are searched exactly on the GPU.
 EXACT_UP_TO = 200_000
@@ -33,12 +32,7 @@ def load(backend: str) -> SimpleNamespace:
     -------
     ``pp`` and ``tl`` (rapids-singlecell's or scanpy's), ``on_gpu``.
     """
-    start = time.perf_counter()
-    if backend == "gpu":
-        import rapids_singlecell as library
-    else:
-        import scanpy as library
-    log.info("%s imported in %.1f s", library.__name__, time.perf_counter() - start)
+    library = imports.need({"gpu": "rapids_singlecell", "cpu": "scanpy"}[backend])
     return SimpleNamespace(pp=library.pp, tl=library.tl, on_gpu=backend == "gpu")
 
 
@@ -386,8 +380,7 @@ def leiden(graph, resolution: float, *, n_iterations: int, backend: str, seed: i
     The cluster of each cell, numbered from 0.
     """
     if backend == "gpu":
-        import pylibcugraph
-
+        pylibcugraph = imports.need("pylibcugraph")
         handle, joined = _cugraph(graph)
         found = pylibcugraph.leiden(
             handle, seed, joined, n_iterations, resolution, theta=1.0, do_expensive_check=False
@@ -425,8 +418,7 @@ def louvain(graph, resolution: float, *, backend: str, seed: int) -> np.ndarray:
     The cluster of each cell, numbered from 0.
     """
     if backend == "gpu":
-        import pylibcugraph
-
+        pylibcugraph = imports.need("pylibcugraph")
         handle, joined = _cugraph(graph)
         # 100 levels, and what an improvement is, as rapids-singlecell has them
         found = pylibcugraph.louvain(handle, joined, 100, 1e-7, resolution, False)

@@ -1,12 +1,12 @@
 """The Dask cluster of a run: started with it, gone with it, and checked where it exists already.
 
 `start` starts this file as a program of its own, the engine. It holds the scheduler and watches
-over the workers, one for each GPU (dask-cuda) or, on the CPU, for each of the steps that run at a
-time. They import their libraries once for the whole run, and the engine takes the rules' steps over
-a socket. All of it listens on this machine alone (127.0.0.1, any free port) and asks for keys made
-for the run: Dask speaks TLS with a certificate that never leaves the processes' memory, and the
-socket's key lies in a folder that only this user may enter. Nobody else can run code through it. It
-follows its Snakemake and is gone seconds after it, however that ended.
+over the workers: one for each GPU (dask-cuda's, where there are several) or, on the CPU, for each
+of the steps that run at a time. They import their libraries once for the whole run, and the engine
+takes the rules' steps over a socket. All of it listens on this machine alone (127.0.0.1, any free
+port) and asks for keys made for the run: Dask speaks TLS with a certificate that never leaves the
+processes' memory, and the socket's key lies in a folder that only this user may enter. Nobody else
+can run code through it. It follows its Snakemake and is gone seconds after it, however that ended.
 """
 
 import importlib.metadata
@@ -41,8 +41,11 @@ from scrna.watch import die_with, process_start
 #: Packages that the run and the workers of a cluster that exists need in the same version.
 PACKAGES = "dask distributed numpy zarr anndata scanpy".split()
 GPU_PACKAGES = ["rapids-singlecell-cu13"]
-#: What every worker imports that leaves the GPU alone.
-LIBRARIES = ["scanpy", "distributed"]
+#: What every worker imports that leaves the GPU alone; on a GPU no more than its first steps need.
+LIBRARIES = {
+    "cpu": ["scanpy", "distributed"],
+    "gpu": ["distributed", "zarr", "zarrs", "pandas", "scipy.sparse", "h5py", "pynvml"],
+}
 #: What Snakemake sets for a rule's own process: the threads of its libraries.
 _THREADS = [f"{name}_NUM_THREADS" for name in "OMP OPENBLAS MKL NUMEXPR".split()]
 
@@ -285,7 +288,9 @@ def _start_fork_server(settings: dict[str, Any]) -> None:
     about = {key: settings[key] for key in ("backend", "gpu", "due")}
     about["first"] = next(iter(settings["gpus"]), "")
     os.environ[worker.SETTINGS_VARIABLE] = json.dumps(about)
-    forkserver.set_forkserver_preload(LIBRARIES)
+    if len(settings["gpus"]) == 1:  # for several, dask-cuda tells each worker which is its own
+        os.environ["CUDA_VISIBLE_DEVICES"] = about["first"]
+    forkserver.set_forkserver_preload(LIBRARIES[settings["backend"]])
     forkserver.ensure_running()
 
 
@@ -374,12 +379,11 @@ def _start_cluster(settings: dict[str, Any], folder: Path):
         "memory_limit": 0,  # as much as a process of one's own may take
         "silence_logs": False,
     }
-    if settings["backend"] == "gpu":
+    if len(settings["gpus"]) > 1:
         from dask_cuda import LocalCUDACluster
 
-        several = len(settings["gpus"]) > 1
         cluster = LocalCUDACluster(
-            settings["gpus"], threads_per_worker=settings["threads"] if several else 1, **common
+            settings["gpus"], threads_per_worker=settings["threads"], **common
         )
     else:
         from distributed import LocalCluster

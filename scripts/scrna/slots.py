@@ -2,8 +2,8 @@
 
 A slot is named by its place in the AnnData, ``obs/leiden`` or ``obsm/X_pca``, and encoded as
 AnnData encodes it on disk, so that ``anndata.io.read_elem`` reads every one of them. Arrays of
-numbers and categories are written and read here, since importing anndata takes longer than most
-steps on tables do; all else goes through anndata.
+numbers and categories are written and arrays and sparse matrices read here, since importing anndata
+takes longer than most steps on tables do; all else goes through anndata.
 """
 
 import hashlib
@@ -140,8 +140,14 @@ def _write_element(file: h5py.File, name: str, value: Any) -> None:
 
 
 def _read_element(element: h5py.Dataset | h5py.Group) -> Any:
-    if isinstance(element, h5py.Dataset) and element.attrs.get("encoding-type") == "array":
+    encoding = element.attrs.get("encoding-type")
+    if isinstance(element, h5py.Dataset) and encoding == "array":
         return element[()]
+    if encoding in ("csr_matrix", "csc_matrix"):
+        from scipy import sparse
+
+        parts = tuple(element[name][()] for name in ("data", "indices", "indptr"))
+        return getattr(sparse, encoding)(parts, shape=tuple(element.attrs["shape"]))
     from anndata.io import read_elem
 
     return read_elem(element)

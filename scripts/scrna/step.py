@@ -29,8 +29,10 @@ _PACKAGES = {
     name: name for name in "anndata harmonypy igraph numba numpy pandas scanpy scipy zarr".split()
 }
 _PACKAGES |= {"sklearn": "scikit-learn", "umap": "umap-learn", "cupy": "cupy-cuda13x"}
-_PACKAGES |= {name: f"{name}-cu13" for name in ("cugraph", "cuml", "cuvs", "rmm")}
+_PACKAGES |= {name: f"{name}-cu13" for name in ("cuml", "cuvs", "pylibcugraph", "rmm")}
 _PACKAGES |= {"rapids_singlecell": "rapids-singlecell-cu13"}
+#: Steps that do without rapids-singlecell: CuPy is enough for them, or cuGraph's own library.
+_LIGHT = {"qc", "normalize", "leiden", "louvain"}
 _record: ContextVar[dict[str, Any] | None] = ContextVar("record", default=None)
 #: Where steps run here, and what samples the memory that they take.
 _process: ContextVar[dict[str, Any] | None] = ContextVar("process", default=None)
@@ -197,7 +199,7 @@ def perform(function: Callable, job: Mapping[str, Any], worker: str = "own proce
     is_warm, backend = worker == "warm", settings.get("backend")
     with ExitStack() as stack:
         if backend == "gpu":
-            gpu = stack.enter_context(_on_gpu(job, is_warm=is_warm))
+            gpu = stack.enter_context(_on_gpu(function.__name__, job, is_warm=is_warm))
         if backend is not None:
             _configure(job["config"])
         if is_warm:
@@ -238,8 +240,8 @@ def _configure(config: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _on_gpu(job: Mapping[str, Any], *, is_warm: bool) -> Iterator[Any]:
-    """Import RAPIDS, then wait for the GPUs, then set up the memory; give the first GPU.
+def _on_gpu(name: str, job: Mapping[str, Any], *, is_warm: bool) -> Iterator[Any]:
+    """Import what the step needs, wait for the GPUs, set up the memory; give the first GPU.
 
     The locks are held until the process ends, since only then its memory on the GPUs is free. A
     warm worker, which frees what a step leaves, gives them back.
@@ -252,7 +254,8 @@ def _on_gpu(job: Mapping[str, Any], *, is_warm: bool) -> Iterator[Any]:
     asked = job["config"].get("gpus", "all")
     if asked != "all" and not is_warm:  # a worker's cluster has chosen
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in chosen_gpus(asked))
-    backend.load("gpu")
+    if name not in _LIGHT:
+        backend.load("gpu")
     gpus = machine.gpus()
     with ExitStack() as stack:
         for index in sorted({gpu.index for gpu in gpus}):

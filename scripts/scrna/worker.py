@@ -18,13 +18,14 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
+from functools import partial
 from multiprocessing import forkserver
 from pathlib import Path
 from threading import Timer
 from types import ModuleType
 from typing import Any
 
-from scrna import rule, step, tasks
+from scrna import imports, rule, step, tasks
 from scrna.log import log, send_logs
 from scrna.warmup import next_call
 
@@ -46,7 +47,9 @@ _trouble: Exception | None = None
 
 
 def dask_setup(worker) -> None:
-    """Import the libraries and set up the GPU's memory, before the worker takes any work.
+    """Make the worker ready for its first step, before it takes any work.
+
+    That is the CPU's library, or the GPU's memory; RAPIDS comes while the first steps run.
 
     Dask calls this in each of the run's own workers as it starts (preload). Were it to raise, the
     worker would take no step and the run wait for ever: the first step raises it instead.
@@ -68,26 +71,35 @@ def dask_setup(worker) -> None:
         seat = tasks.SEAT
     if seat:  # steps go to whichever process has it when their turn comes
         worker.state.total_resources[seat] = worker.state.available_resources[seat] = 1
-        if seat != tasks.seat(0) and not _trouble:  # on the CPU the first is wanted at once
-            warm = Timer(
-                _IDLE, _steps.submit, [next_call, _due, settings["backend"], _steps.submit]
-            )
-            warm.daemon = True
-            warm.start()
+    if not _trouble and settings["backend"] == "gpu":
+        imports.begin(_libraries(), partial(_warm_up, "gpu") if seat else lambda: None)
+    elif not _trouble and seat != tasks.seat(0):  # on the CPU the first is wanted at once
+        _warm_up("cpu")
 
 
 def _prepare(settings: dict[str, Any]) -> None:
     """Make this process one that steps run in."""
     from scrna import backend, cache
 
-    gc.disable()  # what an import makes stays
-    backend.load(settings["backend"])
-    cache.start()
     if settings["backend"] == "gpu":
         step.start_gpu(**settings["gpu"])
-    gc.collect()
-    gc.freeze()  # spares a quarter of a second in every later collection
-    gc.enable()
+    else:
+        backend.load("cpu")
+    cache.start()
+    imports.freeze()
+
+
+def _libraries() -> list[str]:
+    """List what a worker on a GPU imports, in the order in which the steps to come need it."""
+    first = next((name for name in _due if name not in ("qc", "normalize")), None)
+    return [*(["pylibcugraph"] if first in ("leiden", "louvain") else []), "rapids_singlecell"]
+
+
+def _warm_up(backend: str) -> None:
+    """Make the libraries' first calls where no step waits."""
+    timer = Timer(_IDLE, _steps.submit, [next_call, _due, backend, _steps.submit])
+    timer.daemon = True
+    timer.start()
 
 
 def _die_with_parent() -> None:

@@ -1,0 +1,84 @@
+"""Libraries that are imported in the background."""
+
+import gc
+import sys
+import time
+from threading import Event
+
+import pytest
+
+from scrna import imports
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    """Make a library that takes a while to import; gives its name."""
+
+    def make(name, body=""):
+        slow = f"import time\ntime.sleep(0.3)\n{body}\nis_whole = True\n"
+        (tmp_path / f"{name}.py").write_text(slow)
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        return name
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(imports, "_thread", None)
+    monkeypatch.setattr(imports, "_ready", {})
+    yield make
+    if imports._thread is not None:
+        imports._thread.join()
+    gc.unfreeze()
+
+
+def begun(*libraries):
+    ended = Event()
+    imports.begin(libraries, ended.set)
+    return ended
+
+
+def test_what_is_needed_is_waited_for_and_whole(library):
+    name = library("slow_one")
+    start = time.perf_counter()
+    ended = begun(name)
+    assert time.perf_counter() - start < 0.25  # the process works on meanwhile
+    assert imports.need(name).is_whole
+    assert ended.wait(10)
+
+
+def test_the_first_is_there_before_the_second(library):
+    names = library("slow_first"), library("slow_second", "time.sleep(1)")
+    ended = begun(*names)
+    assert imports.need(names[0]).is_whole
+    assert not ended.is_set()
+    assert imports.need(names[1]).is_whole
+
+
+def test_another_library_waits_for_all(library):
+    names = library("slow_one"), library("slow_other")
+    begun(names[0])
+    imports.need(names[1])
+    assert sys.modules[names[0]].is_whole
+
+
+def test_without_a_thread_it_is_imported_here_and_logged_once(library, caplog):
+    caplog.set_level("INFO", "scrna")
+    name = library("slow_one")
+    assert imports.need(name) is imports.need(name)
+    assert caplog.text.count("slow_one imported in 0.") == 1
+
+
+def test_who_needs_what_fails_is_told_why(library, caplog):
+    names = library("slow_broken", "raise RuntimeError('no driver')"), library("slow_one")
+    ended = begun(*names)
+    with pytest.raises(RuntimeError, match="no driver"):
+        imports.need(names[0])
+    assert imports.need(names[1]).is_whole  # the others come all the same
+    assert ended.wait(10)
+    assert "slow_broken could not be imported" in caplog.text
+
+
+def test_the_interpreter_is_as_before(library):
+    interval, frozen = sys.getswitchinterval(), gc.get_freeze_count()
+    assert begun(library("slow_one")).wait(10)
+    assert sys.getswitchinterval() == interval
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > frozen
