@@ -35,7 +35,6 @@ Peak: allocated through RMM in the last call, beside what ``--cache`` keeps.
 """
 
 import argparse
-import gc
 import importlib
 import json
 import logging
@@ -58,7 +57,7 @@ sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 sys.path.append(str(Path(__file__).parents[1]))
 
 from scrna import backend as backends
-from scrna import cache, slots
+from scrna import cache, imports, slots
 from scrna.log import send_logs
 from scrna.names import is_clustering
 from scrna.step import perform, start_gpu
@@ -210,7 +209,7 @@ def measure(call: dict[str, Any], repeat: int, rates: dict, config: dict, out: P
     function = getattr(importlib.import_module(f"scripts.{step}"), step)
     written = {"out": out / f"{step}.h5"} | ({"table": out / "m.csv"} if step == "markers" else {})
     job = {"label": f"bench {call['label']}", "files": files | written, "settings": settings}
-    job |= {"untracked": {}, "config": config}
+    job |= {"untracked": {}, "threads": THREADS, "config": config}
     seconds = [timed(settings["backend"], perform, function, job, "warm") for _ in range(repeat)]
     known = slots.provenance_of(written["out"])
     load = load_of(step, files, settings)
@@ -242,8 +241,7 @@ def begin(backend: str, config: dict[str, Any], *, keep: bool) -> dict[str, floa
         took["start_gpu_s"] = timed("cpu", lambda: start_gpu(**config["gpu"]))
     if keep:
         cache.start()
-    gc.collect()
-    gc.freeze()  # collecting after a step then passes over what the libraries made
+    imports.freeze()  # collecting after a step then passes over what the libraries made
     return took
 
 

@@ -56,7 +56,9 @@ def dask_setup(worker) -> None:
     """
     global _trouble
     _die_with_parent()
-    send_logs([logging.StreamHandler(sys.stderr)])
+    own = logging.StreamHandler(sys.stderr)
+    own.setFormatter(logging.Formatter("%(asctime)s - %(message)s"))
+    send_logs([own])
     settings = json.loads(os.environ[SETTINGS_VARIABLE])
     _due[:] = settings["due"]
     try:
