@@ -17,6 +17,8 @@ from scrna.log import log
 #: Seconds that one thread has the interpreter for while another waits for it; Python's own are 50
 #: times as long, and a step waits hundreds of times.
 _SWITCH = 0.0001
+#: The thread's name, which its log records carry.
+THREAD = "imports"
 _thread: Thread | None = None
 _ready: dict[str, Event] = {}
 
@@ -34,7 +36,7 @@ def begin(libraries: Sequence[str], then: Callable[[], None]) -> None:
     """
     global _thread
     _ready.update((name, Event()) for name in libraries)
-    _thread = Thread(target=_run, args=(libraries, then), name="imports", daemon=True)
+    _thread = Thread(target=_run, args=(libraries, then), name=THREAD, daemon=True)
     _thread.start()
 
 

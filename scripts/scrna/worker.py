@@ -148,13 +148,14 @@ def _perform(worker, request: dict[str, Any]) -> dict[str, Any]:
         return outcome | {"is_again": True}
     sender = _Sender(worker, request["topic"])
     sender.send("start", {"worker": worker.address})
+    sender.addFilter(lambda record: not _is_of_worker(record))
     before = list(log.handlers)
-    send_logs([sender])
+    send_logs([sender, *map(_of_worker_alone, before)])
     warnings.simplefilter("default", append=True)  # forgets which warnings earlier steps have given
     job = request["job"]
     if "markers" not in _due:
         job = job | {"ahead": None}
-    if numba := sys.modules.get("numba"):
+    if job["settings"]["backend"] == "cpu" and (numba := sys.modules.get("numba")):
         numba.set_num_threads(min(job["threads"], numba.config.NUMBA_NUM_THREADS))
     try:
         if _trouble is not None:
@@ -165,8 +166,20 @@ def _perform(worker, request: dict[str, Any]) -> dict[str, Any]:
         outcome["is_broken"] = error is _trouble or _breaks(error)
         rule.report(error)
     finally:
+        for handler in before:
+            handler.removeFilter(_is_of_worker)
         send_logs(before)
     return outcome | {"records": sender.records}
+
+
+def _is_of_worker(record: logging.LogRecord) -> bool:
+    """Tell what the worker itself says from what its step does."""
+    return record.threadName == imports.THREAD
+
+
+def _of_worker_alone(handler: logging.Handler) -> logging.Handler:
+    handler.addFilter(_is_of_worker)
+    return handler
 
 
 def _is_first(claim: Path) -> bool:
