@@ -19,7 +19,6 @@ rule leiden:
     params:
         settings=settings("leiden"),
         code=code("leiden"),
-        ahead=matrix_of_markers,
     message:
         "{wildcards.dataset}/{wildcards.rep}: Leiden clusters"
     script:
@@ -44,7 +43,6 @@ rule louvain:
     params:
         settings=settings("louvain"),
         code=code("louvain"),
-        ahead=matrix_of_markers,
     message:
         "{wildcards.dataset}/{wildcards.rep}: Louvain clusters"
     script:

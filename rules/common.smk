@@ -131,17 +131,17 @@ def in_memory_or_blocks(wildcards, input):
     return {"execution": DATASETS[wildcards.dataset]["execution"]}
 
 
-def matrix_of_markers(wildcards, input):
-    """What a warm worker on a GPU reads for `markers` while it finds the clusters. Asking for `input`
-    keeps Snakemake from tracking it.
+def matrix_to_come():
+    """What a warm worker on a GPU reads as it starts, while the clusters are being found: the matrix
+    of the markers, where no step of the run reads it before. None otherwise.
     """
-    dataset, folder = DATASETS[wildcards.dataset], f"results/{wildcards.dataset}"
-    if not (GPU and dataset["markers"]["enabled"] and marker_groups(wildcards)):
+    due = [(job.rule.name, job.wildcards) for job in workflow.dag.needrun_jobs()]
+    names = [wildcards.dataset for rule, wildcards in due if rule == "markers"]
+    if not (GPU and names) or {rule for rule, _ in due} & {"normalize", "hvg", "pca"}:
         return None
-    return {
-        "counts": f"{folder}/counts.zarr",
-        "filtered": f"{folder}/filter.h5",
-        "normalized": f"{folder}/normalize.h5",
+    dataset, folder = DATASETS[names[0]], Path("results", names[0]).absolute()
+    files = {"counts": "counts.zarr", "filtered": "filter.h5", "normalized": "normalize.h5"}
+    return {name: str(folder / file) for name, file in files.items()} | {
         "execution": dataset["execution"],
         "method": dataset["markers"]["method"],
     }
@@ -279,7 +279,14 @@ def begin_run():
             from scrna.cluster import start
 
             at_once = 1 if BACKEND == "gpu" else CORES // THREADS
-            engine = start(config, BACKEND, due, at_once=at_once, threads=THREADS)
+            engine = start(
+                config,
+                BACKEND,
+                due,
+                at_once=at_once,
+                threads=THREADS,
+                ahead=matrix_to_come(),
+            )
     except UserError as error:
         raise WorkflowError(str(error)) from None
 

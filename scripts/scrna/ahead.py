@@ -1,40 +1,41 @@
 """The matrix that `markers` will ask for, read while the clusters are being found.
 
 After a changed resolution a run consists of these two steps. The first leaves the disk and most of
-the GPU idle, and the second would wait for the matrix. A warm worker reads it into its cache
-meanwhile, where there is room; if it is not there in the end, `markers` reads it.
+the GPU idle, and the second would wait for the matrix. A warm worker reads it into its cache as
+soon as it starts, where there is room; if it is not there in the end, `markers` reads it.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
 from scrna import blocks
 from scrna.log import log
+from scrna.sizes import MATRIX_STEPS
+
+_reader: Thread | None = None
 
 
-@contextmanager
-def reading(wanted: Mapping[str, Any] | None, backend: str) -> Iterator[None]:
-    """Read a matrix into the cache during the context, which ends when that is done too.
+def begin(wanted: Mapping[str, Any], backend: str) -> None:
+    """Read a matrix into the cache, in a thread of its own.
 
     Parameters
     ----------
     wanted
-        counts, filtered, normalized (paths), execution and method of ``markers``; None: nothing.
+        counts, filtered, normalized (paths), execution and method of ``markers``.
     backend
         Where to.
     """
-    if not wanted:
-        yield
-        return
-    reader = Thread(target=_read, args=(wanted, backend), name="ahead")
-    reader.start()
-    try:
-        yield
-    finally:
-        reader.join()
+    global _reader
+    _reader = Thread(target=_read, args=(wanted, backend), name="ahead", daemon=True)
+    _reader.start()
+
+
+def finish(step: str) -> None:
+    """Wait until it is read, where a step asks for the matrix."""
+    if _reader is not None and step in MATRIX_STEPS:
+        _reader.join()
 
 
 def _read(wanted: Mapping[str, Any], backend: str) -> None:

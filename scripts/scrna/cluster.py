@@ -41,11 +41,8 @@ from scrna.watch import die_with, process_start
 #: Packages that the run and the workers of a cluster that exists need in the same version.
 PACKAGES = "dask distributed numpy zarr anndata scanpy".split()
 GPU_PACKAGES = ["rapids-singlecell-cu13"]
-#: What every worker imports that leaves the GPU alone; on a GPU no more than its first steps need.
-LIBRARIES = {
-    "cpu": ["scanpy", "distributed"],
-    "gpu": ["distributed", "zarr", "zarrs", "pandas", "scipy.sparse", "h5py", "pynvml"],
-}
+#: What every worker imports that leaves the GPU alone.
+LIBRARIES = ["scanpy", "distributed"]
 #: What Snakemake sets for a rule's own process: the threads of its libraries.
 _THREADS = [f"{name}_NUM_THREADS" for name in "OMP OPENBLAS MKL NUMEXPR".split()]
 
@@ -57,6 +54,7 @@ def start(
     *,
     at_once: int = 1,
     threads: int | None = None,
+    ahead: Mapping[str, Any] | None = None,
 ) -> subprocess.Popen:
     """Start a run's cluster; its jobs learn of it by the environment. Does not wait.
 
@@ -72,6 +70,8 @@ def start(
         Steps that run at the same time, each in a worker of its own; on GPUs always one.
     threads
         CPU threads of a step; None: as many as there are cores.
+    ahead
+        The matrix that a step will ask for, as `scrna.ahead.begin` takes it.
 
     Returns
     -------
@@ -102,10 +102,11 @@ def start(
         "folder": str(folder),
         "log": str(log_file),
         "backend": backend,
-        "gpu": config["gpu"],
         "gpus": [gpu.uuid for gpu in chosen],
         "threads": config["dask"]["threads"],
         "due": list(due),
+        "ahead": ahead,
+        "config": {name: config[name] for name in ("gpu", "memory", "dask")},
         "seats": [tasks.SEAT] if backend == "gpu" else [tasks.seat(i) for i in range(at_once)],
     }
     count = {} if threads is None else dict.fromkeys(_THREADS, str(threads))
@@ -118,7 +119,12 @@ def start(
             stderr=log,
             start_new_session=True,  # Ctrl-C reaches the rules' processes first
         )
-    about = {"pid": engine.pid, "started": process_start(engine.pid), "host": os.uname().nodename}
+    about = {
+        "gpus": len(chosen),
+        "pid": engine.pid,
+        "started": process_start(engine.pid),
+        "host": os.uname().nodename,
+    }
     _write(folder / "engine.json", about)
     os.environ[remote.FOLDER_VARIABLE] = str(folder)
     return engine
@@ -285,12 +291,12 @@ def _start_fork_server(settings: dict[str, Any]) -> None:
 
     Workers are forked from it. Nothing there may touch the GPU, which a fork could not use then.
     """
-    about = {key: settings[key] for key in ("backend", "gpu", "due")}
+    about = {key: settings[key] for key in ("backend", "config", "due", "ahead")}
     about["first"] = next(iter(settings["gpus"]), "")
     os.environ[worker.SETTINGS_VARIABLE] = json.dumps(about)
     if len(settings["gpus"]) == 1:  # for several, dask-cuda tells each worker which is its own
         os.environ["CUDA_VISIBLE_DEVICES"] = about["first"]
-    forkserver.set_forkserver_preload(LIBRARIES[settings["backend"]])
+    forkserver.set_forkserver_preload(LIBRARIES)
     forkserver.ensure_running()
 
 

@@ -1,15 +1,11 @@
-"""Libraries that a process imports in the background, while it already works without them.
-
-RAPIDS takes seconds to import. The first steps of a run need CuPy alone, or cuGraph's own library,
-so a warm worker takes them meanwhile; a step asks for what it needs and waits.
-"""
+"""A library that a process imports in the background, while it already works without it."""
 
 import gc
 import importlib
 import sys
 import time
-from collections.abc import Callable, Sequence
-from threading import Event, Thread, current_thread
+from collections.abc import Callable
+from threading import Thread, current_thread
 from types import ModuleType
 
 from scrna.log import log
@@ -20,34 +16,31 @@ _SWITCH = 0.0001
 #: The thread's name, which its log records carry.
 THREAD = "imports"
 _thread: Thread | None = None
-_ready: dict[str, Event] = {}
 
 
-def begin(libraries: Sequence[str], then: Callable[[], None]) -> None:
-    """Import libraries in a thread of its own.
+def begin(library: str, then: Callable[[], None]) -> None:
+    """Import a library in a thread of its own.
 
     Parameters
     ----------
-    libraries
-        Their names, in the order in which they are needed. What fails is logged; who needs the
-        library meets it again.
+    library
+        Its name. Where it fails that is logged; who needs the library meets it again.
     then
         Called in the thread at the end.
     """
     global _thread
-    _ready.update((name, Event()) for name in libraries)
-    _thread = Thread(target=_run, args=(libraries, then), name=THREAD, daemon=True)
+    _thread = Thread(target=_run, args=(library, then), name=THREAD, daemon=True)
     _thread.start()
 
 
 def need(library: str) -> ModuleType:
     """Give a library, imported by now.
 
-    One that is not among those of `begin` waits for all of these: two threads that import what
-    depends on each other could each see half of a module.
+    It waits for the one of `begin`, whichever it is: two threads that import what depends on each
+    other could each see half of a module.
     """
     if _thread is not None and _thread is not current_thread():
-        _ready[library].wait() if library in _ready else _thread.join()
+        _thread.join()
     if library not in sys.modules:
         _timed(library)
     return importlib.import_module(library)
@@ -65,19 +58,15 @@ def _timed(library: str) -> None:
     log.info("%s imported in %.1f s", library, time.perf_counter() - start)
 
 
-def _run(libraries: Sequence[str], then: Callable[[], None]) -> None:
+def _run(library: str, then: Callable[[], None]) -> None:
     gc.disable()  # what an import makes stays
     interval = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH)
     try:
-        for library in libraries:
-            try:
-                _timed(library)
-            except Exception:
-                log.exception("%s could not be imported", library)
-            finally:
-                _ready[library].set()
+        _timed(library)
         freeze()
+    except Exception:
+        log.exception("%s could not be imported", library)
     finally:
         sys.setswitchinterval(interval)
         gc.enable()

@@ -55,6 +55,10 @@ class Gpu:
     driver: str
 
 
+#: What `remember` found.
+_known: tuple[list[Gpu], str | None] | None = None
+
+
 def gpus() -> list[Gpu]:
     """List the GPUs that CUDA would use here, in CUDA_VISIBLE_DEVICES' order.
 
@@ -274,8 +278,20 @@ class MemoryPeak:
         self.peak_bytes = max(self.peak_bytes or 0, memory.total - memory.available)
 
 
+def remember() -> None:
+    """Have this process ask for its GPUs once, and keep NVML open: each time takes milliseconds."""
+    global _known
+    _known = _look()
+    if _known[0]:
+        import pynvml
+
+        pynvml.nvmlInit()
+
+
 def _look() -> tuple[list[Gpu], str | None]:
     """Ask NVML for the visible GPUs, and for what keeps RAPIDS from using the first."""
+    if _known is not None:
+        return _known
     try:
         import pynvml
     except ModuleNotFoundError:

@@ -25,6 +25,8 @@ from scrna.watch import process_start
 #: The environment variable that names the folder of the run's own cluster to its jobs.
 FOLDER_VARIABLE = "SCRNA_CLUSTER"
 SCRIPTS = Path(__file__).parents[1]
+#: Steps that import little: CuPy or NumPy is enough for them, or cuGraph's own library.
+LIGHT = {"cpu": {"qc", "normalize"}, "gpu": {"qc", "normalize", "leiden", "louvain"}}
 _START = 300.0  # seconds that the run's own cluster may take to start
 _STOP = 5.0  # seconds to see a stopped step end
 
@@ -40,18 +42,20 @@ class Cluster(NamedTuple):
     scheduler: str | None = None
 
 
-def cluster_of(job: Mapping[str, Any]) -> Cluster | None:
+def cluster_of(job: Mapping[str, Any], step: str = "") -> Cluster | None:
     """Tell where a job's step runs.
 
     Parameters
     ----------
     job
         What `scrna.rule.begin` made of the rule.
+    step
+        The step's function.
 
     Returns
     -------
-    None: in the rule's own process. Steps without a backend do, and all where the run has no
-    cluster on this machine.
+    None: in the rule's own process. Steps without a backend do, all where the run has no cluster on
+    this machine, and those of `LIGHT` as long as the cluster is still starting.
     """
     if "backend" not in job["settings"]:
         return None
@@ -61,7 +65,12 @@ def cluster_of(job: Mapping[str, Any]) -> Cluster | None:
     if not folder or job["config"].get("worker") not in ("warm", "auto"):
         return None
     cluster = Cluster(Path(folder))
-    return cluster if _engine(cluster)["host"] == os.uname().nodename else None
+    engine = _engine(cluster)
+    if engine["host"] != os.uname().nodename:
+        return None
+    # on several GPUs a step's blocks may need the cluster
+    can_do_without = engine["gpus"] < 2 and step in LIGHT[job["settings"]["backend"]]
+    return None if can_do_without and not _file(cluster).exists() else cluster
 
 
 def perform(cluster: Cluster, script: Path, function: str, job: Mapping[str, Any]) -> dict:
@@ -161,7 +170,7 @@ def _await_end(connection: Connection) -> None:
 
 def _ready(cluster: Cluster) -> dict[str, Any]:
     """Wait until the run's own cluster is ready; give what its connection file says."""
-    file, engine = cluster.folder / "cluster.json", _engine(cluster)
+    file, engine = _file(cluster), _engine(cluster)
     start, is_said = time.monotonic(), False
     while not file.exists():
         waited = time.monotonic() - start
@@ -173,6 +182,11 @@ def _ready(cluster: Cluster) -> dict[str, Any]:
             log.info("waiting for the worker to start")
         time.sleep(0.02)
     return json.loads(file.read_text())
+
+
+def _file(cluster: Cluster) -> Path:
+    """Name the file that the engine writes when its workers are there."""
+    return cluster.folder / "cluster.json"
 
 
 def _engine(cluster: Cluster) -> dict[str, Any]:

@@ -39,12 +39,13 @@ def hand_over(script: Path | str, snakemake, function: str | None = None) -> Non
     function
         The step's function; None: the one that is named as the script.
     """
+    script = Path(script)
+    function = function or script.stem
     job = begin(snakemake)
     with ending():
-        if (cluster := remote.cluster_of(job)) is None:
+        if (cluster := remote.cluster_of(job, function)) is None:
             return
-        script = Path(script)
-        finish(job, remote.perform(cluster, script, function or script.stem, job))
+        finish(job, remote.perform(cluster, script, function, job))
     sys.exit(0)
 
 
@@ -59,7 +60,7 @@ def begin(snakemake) -> dict[str, Any]:
 
     Returns
     -------
-    label, log, files, settings, untracked, ahead, threads and config; JSON holds it.
+    label, log, files, settings, untracked, threads and config; JSON holds it.
     """
     global _begun
     if _begun is None or _begun[0] is not snakemake:
@@ -84,7 +85,6 @@ def _job(snakemake, label: str) -> dict[str, Any]:
         },
         "settings": snakemake.params.get("settings", {}),
         "untracked": snakemake.params.get("untracked", {}),
-        "ahead": snakemake.params.get("ahead"),
         "threads": snakemake.threads,
         "config": {key: snakemake.config[key] for key in _SECTIONS if key in snakemake.config},
     }

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from scrna import rule, slots
+from scrna import remote, rule, slots
 from scrna.log import log
 from scrna.rule import plain
 
@@ -31,8 +31,6 @@ _PACKAGES = {
 _PACKAGES |= {"sklearn": "scikit-learn", "umap": "umap-learn", "cupy": "cupy-cuda13x"}
 _PACKAGES |= {name: f"{name}-cu13" for name in ("cuml", "cuvs", "pylibcugraph", "rmm")}
 _PACKAGES |= {"rapids_singlecell": "rapids-singlecell-cu13"}
-#: Steps that do without rapids-singlecell: CuPy is enough for them, or cuGraph's own library.
-_LIGHT = {"qc", "normalize", "leiden", "louvain"}
 _record: ContextVar[dict[str, Any] | None] = ContextVar("record", default=None)
 #: Where steps run here, and what samples the memory that they take.
 _process: ContextVar[dict[str, Any] | None] = ContextVar("process", default=None)
@@ -201,11 +199,12 @@ def perform(function: Callable, job: Mapping[str, Any], worker: str = "own proce
         if backend == "gpu":
             gpu = stack.enter_context(_on_gpu(function.__name__, job, is_warm=is_warm))
         if backend is not None:
-            _configure(job["config"])
+            configure(job["config"])
         if is_warm:
-            from scrna import execution
+            from scrna import ahead, execution
             from scrna.worker import freed_memory
 
+            ahead.finish(function.__name__)
             stack.enter_context(freed_memory())
             execution.make_room_for(function.__name__, backend, settings)
         if backend == "gpu":
@@ -214,10 +213,6 @@ def perform(function: Callable, job: Mapping[str, Any], worker: str = "own proce
             process["peak"] = stack.enter_context(MemoryPeak(gpu))
         token = _process.set(process)
         stack.callback(_process.reset, token)
-        if is_warm:
-            from scrna import ahead
-
-            stack.enter_context(ahead.reading(job.get("ahead"), backend))
         function(**files, **settings, **job["untracked"])
     if (peak := process.get("peak")) is None:
         return {"memory": None}
@@ -226,7 +221,7 @@ def perform(function: Callable, job: Mapping[str, Any], worker: str = "own proce
     return {"memory": used}
 
 
-def _configure(config: Mapping[str, Any]) -> None:
+def configure(config: Mapping[str, Any]) -> None:
     """Hand the config's settings of a process to what goes by them; they change no result."""
     from scrna import blocks, execution, machine
 
@@ -254,7 +249,7 @@ def _on_gpu(name: str, job: Mapping[str, Any], *, is_warm: bool) -> Iterator[Any
     asked = job["config"].get("gpus", "all")
     if asked != "all" and not is_warm:  # a worker's cluster has chosen
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in chosen_gpus(asked))
-    if name not in _LIGHT:
+    if name not in remote.LIGHT["gpu"]:
         backend.load("gpu")
     gpus = machine.gpus()
     with ExitStack() as stack:
@@ -293,10 +288,13 @@ def _digests(files: Mapping[str, Any]) -> dict[str, str | list[str]]:
     return found
 
 
+_version = functools.cache(importlib.metadata.version)
+
+
 def _versions() -> dict[str, str]:
     """Versions of the packages that this process has imported, Python's among them."""
     versions = {"python": ".".join(map(str, sys.version_info[:3]))}
     for module, distribution in _PACKAGES.items():
         if module in sys.modules:
-            versions[distribution] = importlib.metadata.version(distribution)
+            versions[distribution] = _version(distribution)
     return versions

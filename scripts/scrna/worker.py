@@ -25,7 +25,7 @@ from threading import Timer
 from types import ModuleType
 from typing import Any
 
-from scrna import imports, rule, step, tasks
+from scrna import ahead, backend, cache, imports, machine, rule, step, tasks
 from scrna.log import log, send_logs
 from scrna.warmup import next_call
 
@@ -73,33 +73,31 @@ def dask_setup(worker) -> None:
         seat = tasks.SEAT
     if seat:  # steps go to whichever process has it when their turn comes
         worker.state.total_resources[seat] = worker.state.available_resources[seat] = 1
-    if not _trouble and settings["backend"] == "gpu":
-        imports.begin(_libraries(), partial(_warm_up, "gpu") if seat else lambda: None)
-    elif not _trouble and seat != tasks.seat(0):  # on the CPU the first is wanted at once
+    if _trouble:
+        return
+    if settings["backend"] == "gpu":
+        imports.begin("rapids_singlecell", partial(_warm_up, "gpu") if seat else lambda: None)
+        if seat and settings["ahead"]:
+            ahead.begin(settings["ahead"], "gpu")
+    elif seat != tasks.seat(0):  # on the CPU the first is wanted at once
         _warm_up("cpu")
 
 
 def _prepare(settings: dict[str, Any]) -> None:
     """Make this process one that steps run in."""
-    from scrna import backend, cache
-
     if settings["backend"] == "gpu":
-        step.start_gpu(**settings["gpu"])
+        machine.remember()
+        step.start_gpu(**settings["config"]["gpu"])
     else:
         backend.load("cpu")
+    step.configure(settings["config"])
     cache.start()
     imports.freeze()
 
 
-def _libraries() -> list[str]:
-    """List what a worker on a GPU imports, in the order in which the steps to come need it."""
-    first = next((name for name in _due if name not in ("qc", "normalize")), None)
-    return [*(["pylibcugraph"] if first in ("leiden", "louvain") else []), "rapids_singlecell"]
-
-
-def _warm_up(backend: str) -> None:
+def _warm_up(where: str) -> None:
     """Make the libraries' first calls where no step waits."""
-    timer = Timer(_IDLE, _steps.submit, [next_call, _due, backend, _steps.submit])
+    timer = Timer(_IDLE, _steps.submit, [next_call, _due, where, _steps.submit])
     timer.daemon = True
     timer.start()
 
@@ -153,8 +151,6 @@ def _perform(worker, request: dict[str, Any]) -> dict[str, Any]:
     send_logs([sender, *map(_of_worker_alone, before)])
     warnings.simplefilter("default", append=True)  # forgets which warnings earlier steps have given
     job = request["job"]
-    if "markers" not in _due:
-        job = job | {"ahead": None}
     if job["settings"]["backend"] == "cpu" and (numba := sys.modules.get("numba")):
         numba.set_num_threads(min(job["threads"], numba.config.NUMBA_NUM_THREADS))
     try:

@@ -1,5 +1,7 @@
 """The matrix of the markers is in the cache when the clusters are there, or nothing is lost."""
 
+from threading import Event
+
 import pytest
 
 from scrna import ahead, blocks, cache, execution
@@ -26,6 +28,11 @@ def warm():
     cache.stop()
 
 
+def read_ahead(wanted):
+    ahead.begin(wanted, "cpu")
+    ahead.finish("markers")
+
+
 def opened(wanted):
     files = wanted["counts"], wanted["filtered"], wanted["normalized"]
     return blocks.matrix("markers", *files, backend="cpu", asked="auto", method="t-test")
@@ -36,41 +43,42 @@ def test_it_is_there_for_the_markers(wanted, warm, monkeypatch):
         expected = matrix.copy()
     cache.stop()
     cache.start()
-    with ahead.reading(wanted, "cpu"):
-        pass
+    read_ahead(wanted)
     monkeypatch.setattr(Counts, "read", None)  # nothing is read any more
     with opened(wanted) as matrix:
         assert (matrix != expected).nnz == 0
         assert matrix.nnz == expected.nnz
-    with ahead.reading(wanted, "cpu"):  # it is there already
-        pass
+    read_ahead(wanted)  # it is there already
 
 
-@pytest.mark.parametrize("why", ["no worker", "blocks", "no room", "not wanted"])
+@pytest.mark.parametrize("why", ["no worker", "blocks", "no room"])
 def test_it_is_left_where_it_cannot_be(wanted, monkeypatch, why):
     if why != "no worker":
         cache.start()
     if why == "no room":
         monkeypatch.setattr(execution, "usable_memory", lambda backend: 1000)
-    asked = None if why == "not wanted" else wanted
     if why == "blocks":
-        asked = wanted | {"execution": "blocks"}
+        wanted |= {"execution": "blocks"}
     monkeypatch.setattr(Counts, "read", None)
-    with ahead.reading(asked, "cpu"):
-        pass
+    read_ahead(wanted)
     assert cache.nbytes() == 0
     cache.stop()
 
 
 def test_what_goes_wrong_does_not_harm_the_step(wanted, warm, monkeypatch, caplog):
     monkeypatch.setattr(Counts, "matrix", lambda *_, **__: 1 / 0)
-    with ahead.reading(wanted, "cpu"):
-        pass
+    read_ahead(wanted)
     assert "the matrix was not read ahead: ZeroDivisionError" in caplog.text
     assert cache.nbytes() == 0
 
 
-def test_a_step_that_fails_waits_for_it(wanted, warm):
-    with pytest.raises(KeyError), ahead.reading(wanted, "cpu"):
-        raise KeyError
+def test_steps_without_the_matrix_do_not_wait_for_it(wanted, warm, monkeypatch):
+    go_on = Event()
+    inner = Counts.matrix
+    monkeypatch.setattr(Counts, "matrix", lambda *a, **k: go_on.wait() and inner(*a, **k))
+    ahead.begin(wanted, "cpu")
+    ahead.finish("leiden")
+    assert cache.nbytes() == 0
+    go_on.set()
+    ahead.finish("markers")
     assert cache.nbytes() > 0

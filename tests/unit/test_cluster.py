@@ -424,7 +424,7 @@ def test_a_run_whose_engine_is_gone_says_where_its_log_is(cold):
     folder.mkdir(parents=True)
     gone = subprocess.Popen(["true"])
     gone.wait()
-    about = {"pid": gone.pid, "started": 1, "host": os.uname().nodename}
+    about = {"pid": gone.pid, "started": 1, "host": os.uname().nodename, "gpus": 0}
     engine = folder / "engine.json"
     engine.write_text(json.dumps(about))
     warm = Toys(cold.folder, {remote.FOLDER_VARIABLE: str(folder)}, CONFIG)
@@ -435,6 +435,30 @@ def test_a_run_whose_engine_is_gone_says_where_its_log_is(cold):
     assert warm.run(PID).pid
     engine.unlink()
     assert f"[toy pbmc3k] the run's worker ended; {said}" in warm.run(PID).stderr
+
+
+@pytest.mark.parametrize(
+    ("step", "backend", "gpus", "waits"),
+    [
+        ("qc", "cpu", 0, False),
+        ("umap", "cpu", 0, True),
+        ("leiden", "cpu", 0, True),  # scanpy's
+        ("leiden", "gpu", 1, False),  # cuGraph's
+        ("markers", "gpu", 1, True),
+        ("qc", "gpu", 2, True),  # its blocks may need both
+    ],
+)
+def test_a_light_step_does_not_wait_for_a_worker_that_starts(
+    tmp_path, monkeypatch, step, backend, gpus, waits
+):
+    monkeypatch.setenv(remote.FOLDER_VARIABLE, str(tmp_path))
+    about = {"host": os.uname().nodename, "gpus": gpus}
+    (tmp_path / "engine.json").write_text(json.dumps(about))
+    job = {"settings": {"backend": backend}, "config": CONFIG}
+    there = remote.Cluster(tmp_path)
+    assert remote.cluster_of(job, step) == (there if waits else None)
+    (tmp_path / "cluster.json").touch()
+    assert remote.cluster_of(job, step) == there
 
 
 # ------------------------------------------------------------------------- a cluster that exists

@@ -80,10 +80,10 @@ def test_the_same_results_from_a_worker_and_without(done, tmp_path):
 def test_nothing_is_left_of_a_worker(done, tmp_path):
     assert left(done) == []
     workflow = copied(done, tmp_path / "work").over(WARM)
-    file = workflow.folder / "results/plain/qc.h5"
+    file = workflow.folder / UMAP
     file.unlink()
     with open(tmp_path / "output.txt", "w") as output:
-        process = workflow.start("results/plain/qc.h5", stdout=output, stderr=output)
+        process = workflow.start(UMAP, stdout=output, stderr=output)
         assert process.wait(timeout=120) == 0
     wait_until(lambda: not processes_of(process.pid), 10)
     assert slots.provenance_of(file)["worker"] == "warm"
