@@ -124,6 +124,29 @@ def test_records_of_text_are_what_anndata_reads(tmp_path):
         np.testing.assert_array_equal(found["scores"]["β, 1"], np.arange(6, 12))
 
 
+def test_the_digest_of_what_is_in_memory_is_that_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(slots, "_PIECE", 1000)
+    rng = np.random.default_rng(0)
+    graph = sp.random(200, 200, 0.1, format="csr", random_state=0)
+    elements = {
+        "obsm/X_pca": rng.normal(size=(300, 20)).astype(np.float32),
+        "obs/keep": rng.random(5000) < 0.5,
+        "obs/few": np.arange(3),
+        "obsp/connectivities": graph,
+        "uns/neighbors": {
+            "params": {"n_neighbors": 15},
+            "weights": np.asfortranarray(graph.todense()),
+        },
+    }
+    slots.write(tmp_path / "a.h5", elements)
+    with h5py.File(tmp_path / "a.h5") as file:
+        whole = file.attrs["digest"]
+        assert whole == slots._digest(file, {})
+    elements["obsm/X_pca"][-1, -1] += 1  # in the last piece
+    slots.write(tmp_path / "b.h5", elements)
+    assert slots.digest_of(tmp_path / "b.h5") != whole
+
+
 def test_the_digest_of_records_is_that_of_what_is_in_the_file(tmp_path):
     digests = set()
     for dtype in (object, str):
