@@ -1,5 +1,6 @@
 """What the rules share: the checked config, the backend, and what a rule asks for."""
 
+import gc
 import os
 import re
 import sys
@@ -140,7 +141,11 @@ def matrix_to_come():
     if not (GPU and names) or {rule for rule, _ in due} & {"normalize", "hvg", "pca"}:
         return None
     dataset, folder = DATASETS[names[0]], Path("results", names[0]).absolute()
-    files = {"counts": "counts.zarr", "filtered": "filter.h5", "normalized": "normalize.h5"}
+    files = {
+        "counts": "counts.zarr",
+        "filtered": "filter.h5",
+        "normalized": "normalize.h5",
+    }
     return {name: str(folder / file) for name, file in files.items()} | {
         "execution": dataset["execution"],
         "method": dataset["markers"]["method"],
@@ -269,6 +274,10 @@ def begin_run():
     """
     global run_lock, engine, begun
     begun = time.time()
+    if not workflow.non_local_exec:
+        # Its limit of 100 jobs a second starts a timer of 1 s with every job, for the last of which
+        # Snakemake waits before it ends. On one machine the cores are the limit.
+        workflow.scheduler.job_rate_limiter = None
     try:
         run_lock = directory_lock(os.getcwd())
         if SCHEDULER:
@@ -332,6 +341,7 @@ def end_run(logs=None):
         is_new = logs is None or f"final {name}" in done
         if is_new and (there := results_in(folder)):
             logger.info(f"{name}: " + ", ".join(there))
+    gc.freeze()  # else Python looks through all that Snakemake made once more before it ends
 
 
 def results_in(folder):

@@ -22,6 +22,7 @@ from pathlib import Path
 from scrna import blocks, slots
 from scrna.backend import load
 from scrna.counts import Counts, kept
+from scrna.csv_table import as_csv
 from scrna.errors import UserError
 from scrna.execution import usable_memory
 from scrna.files import replacing
@@ -36,7 +37,6 @@ BINS = {"n_bins": 200, "bin_range": "log1p"}
 #: As many histograms of a gene, at 4 bytes a bin, are in memory at once: those of four blocks, and
 #: the partial sums, of 8 bytes, in Dask's tree.
 HISTOGRAMS = 48
-_LINES = 512
 _FRACTIONS = {"pts": "pct_nz_group", "pts_rest": "pct_nz_reference"}
 
 
@@ -215,52 +215,9 @@ def as_table(ranked: dict):
     return pd.DataFrame(columns)
 
 
-def as_csv(found) -> str:
-    """Write a table of markers as CSV, numbers with six digits, missing values as nothing.
-
-    `_LINES` lines at once, which stay in the processor's cache: pandas takes five times as long for
-    the table of a large dataset.
-
-    Parameters
-    ----------
-    found
-        The table, columns of text, categories or floats.
-    """
-    import numpy as np
-
-    formats, columns = [], []
-    for name in found:
-        column = found[name]
-        if column.dtype.kind == "f" and not column.hasnans:
-            formats.append("%.6g")
-            columns.append(column.to_numpy())
-        else:
-            values = column.astype("category").cat
-            texts = np.array([*map(_cell, values.categories), ""], dtype=object)  # -1 is missing
-            formats.append("%s")
-            columns.append(texts[values.codes])
-    line = ",".join(formats) + "\n"
-    parts = [",".join(map(_cell, found)) + "\n"]
-    for start in range(0, len(found), _LINES):
-        n = min(_LINES, len(found) - start)
-        cells = [None] * (n * len(columns))
-        for i, column in enumerate(columns):
-            cells[i :: len(columns)] = column[start : start + n].tolist()
-        parts.append(line * n % tuple(cells))
-    return "".join(parts)
-
-
-def _cell(value: str | float) -> str:
-    """Write one value as a cell of a CSV file."""
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    if any(sign in text for sign in ',"\r\n'):
-        return '"' + text.replace('"', '""') + '"'
-    return text
-
-
 def _write(out: Path, table: Path, ranked: dict, found) -> None:
-    with replacing(table) as temporary:
-        temporary.write_text(as_csv(found), newline="")
+    with replacing(table) as temporary, temporary.open("wb") as file:
+        file.writelines(as_csv(found))
     plain = {
         name: {key: value for key, value in item.items() if value is not None}
         if name == "params"

@@ -1,11 +1,14 @@
-"""A library that a process imports in the background, while it already works without it."""
+"""Libraries that a process imports in the background, while it already works without them.
+
+RAPIDS takes seconds to import; a step asks for what it needs of it, and waits.
+"""
 
 import gc
 import importlib
 import sys
 import time
-from collections.abc import Callable
-from threading import Thread, current_thread
+from collections.abc import Callable, Sequence
+from threading import Event, Thread, current_thread
 from types import ModuleType
 
 from scrna.log import log
@@ -16,31 +19,34 @@ _SWITCH = 0.0001
 #: The thread's name, which its log records carry.
 THREAD = "imports"
 _thread: Thread | None = None
+_ready: dict[str, Event] = {}
 
 
-def begin(library: str, then: Callable[[], None]) -> None:
-    """Import a library in a thread of its own.
+def begin(libraries: Sequence[str], then: Callable[[], None]) -> None:
+    """Import libraries in a thread of its own.
 
     Parameters
     ----------
-    library
-        Its name. Where it fails that is logged; who needs the library meets it again.
+    libraries
+        Their names, in the order in which they are needed. What fails is logged; who needs the
+        library meets it again.
     then
         Called in the thread at the end.
     """
     global _thread
-    _thread = Thread(target=_run, args=(library, then), name=THREAD, daemon=True)
+    _ready.update((name, Event()) for name in libraries)
+    _thread = Thread(target=_run, args=(libraries, then), name=THREAD, daemon=True)
     _thread.start()
 
 
 def need(library: str) -> ModuleType:
     """Give a library, imported by now.
 
-    It waits for the one of `begin`, whichever it is: two threads that import what depends on each
-    other could each see half of a module.
+    One that is not among those of `begin` waits for all of these: two threads that import what
+    depends on each other could each see half of a module.
     """
     if _thread is not None and _thread is not current_thread():
-        _thread.join()
+        _ready[library].wait() if library in _ready else _thread.join()
     if library not in sys.modules:
         _timed(library)
     return importlib.import_module(library)
@@ -58,15 +64,19 @@ def _timed(library: str) -> None:
     log.info("%s imported in %.1f s", library, time.perf_counter() - start)
 
 
-def _run(library: str, then: Callable[[], None]) -> None:
+def _run(libraries: Sequence[str], then: Callable[[], None]) -> None:
     gc.disable()  # what an import makes stays
     interval = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH)
     try:
-        _timed(library)
+        for library in libraries:
+            try:
+                _timed(library)
+            except Exception:
+                log.exception("%s could not be imported", library)
+            finally:
+                _ready[library].set()
         freeze()
-    except Exception:
-        log.exception("%s could not be imported", library)
     finally:
         sys.setswitchinterval(interval)
         gc.enable()

@@ -2,8 +2,8 @@
 
 A slot is named by its place in the AnnData, ``obs/leiden`` or ``obsm/X_pca``, and encoded as
 AnnData encodes it on disk, so that ``anndata.io.read_elem`` reads every one of them. Arrays of
-numbers and categories are written and arrays and sparse matrices read here, since importing anndata
-takes longer than most steps on tables do; all else goes through anndata.
+numbers, categories and dicts are written here, arrays and sparse matrices read, since importing
+anndata takes longer than most steps on tables do; all else goes through anndata.
 """
 
 import hashlib
@@ -135,11 +135,16 @@ def _write_element(file: h5py.File, name: str, value: Any) -> None:
             f"{name}/categories", data=value.names, dtype=h5py.string_dtype()
         )
         element.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+    elif isinstance(value, Mapping):
+        group = file.create_group(name)
+        group.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+        for key, item in value.items():
+            _write_element(file, f"{name}/{key}", item)
     else:
         from anndata.io import write_elem
 
-        slot, _, key = name.partition("/")
-        write_elem(file.require_group(slot), key, value)
+        above, _, key = name.rpartition("/")
+        write_elem(file.require_group(above), key, value)
 
 
 def _read_element(element: h5py.Dataset | h5py.Group) -> Any:

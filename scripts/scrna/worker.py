@@ -76,7 +76,8 @@ def dask_setup(worker) -> None:
     if _trouble:
         return
     if settings["backend"] == "gpu":
-        imports.begin("rapids_singlecell", partial(_warm_up, "gpu") if seat else lambda: None)
+        libraries = ["rapids_singlecell", "pylibcugraph"]
+        imports.begin(libraries, partial(_warm_up, "gpu") if seat else lambda: None)
         if seat and settings["ahead"]:
             ahead.begin(settings["ahead"], "gpu")
     elif seat != tasks.seat(0):  # on the CPU the first is wanted at once

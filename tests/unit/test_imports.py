@@ -22,15 +22,16 @@ def library(tmp_path, monkeypatch):
 
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(imports, "_thread", None)
+    monkeypatch.setattr(imports, "_ready", {})
     yield make
     if imports._thread is not None:
         imports._thread.join()
     gc.unfreeze()
 
 
-def begun(library):
+def begun(*libraries):
     ended = Event()
-    imports.begin(library, ended.set)
+    imports.begin(libraries, ended.set)
     return ended
 
 
@@ -43,7 +44,15 @@ def test_what_is_needed_is_waited_for_and_whole(library):
     assert ended.wait(10)
 
 
-def test_another_library_waits_for_it(library):
+def test_the_first_is_there_before_the_second(library):
+    names = library("slow_first"), library("slow_second", "time.sleep(1)")
+    ended = begun(*names)
+    assert imports.need(names[0]).is_whole
+    assert not ended.is_set()
+    assert imports.need(names[1]).is_whole
+
+
+def test_another_library_waits_for_all(library):
     names = library("slow_one"), library("slow_other")
     begun(names[0])
     imports.need(names[1])
@@ -58,10 +67,11 @@ def test_without_a_thread_it_is_imported_here_and_logged_once(library, caplog):
 
 
 def test_who_needs_what_fails_is_told_why(library, caplog):
-    name = library("slow_broken", "raise RuntimeError('no driver')")
-    ended = begun(name)
+    names = library("slow_broken", "raise RuntimeError('no driver')"), library("slow_one")
+    ended = begun(*names)
     with pytest.raises(RuntimeError, match="no driver"):
-        imports.need(name)
+        imports.need(names[0])
+    assert imports.need(names[1]).is_whole  # the others come all the same
     assert ended.wait(10)
     assert "slow_broken could not be imported" in caplog.text
 

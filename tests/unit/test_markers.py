@@ -1,13 +1,11 @@
 """Marker genes: scanpy's numbers, as a table; and groups that cannot be tested."""
 
-import io
-
 import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
 
-from scripts.markers import as_csv, markers
+from scripts.markers import markers
 from scrna import slots
 from scrna.errors import UserError
 from scrna.numbered import cell_numbers
@@ -234,35 +232,6 @@ def test_logistic_regression_leaves_out_small_groups(by_hand, do):
         assert set(found["names"][found["group"] == group].head(3)) == {
             f"gene{3 * i + j}" for j in range(3)
         }
-
-
-def test_the_table_is_csv_whatever_is_in_it():
-    names = ["plain", "with, comma", 'with "quotes"', "two\nlines", ""]
-    scores = np.array([1.5, np.nan, -1e-30, 123456.789, np.inf], dtype=np.float32)
-    found = pd.DataFrame({"group": list("aabbb"), "names": names, "scores": scores})
-    found["pvals"] = [0.1, 1e-300, 0, 1, 1 / 3]
-    text = as_csv(found)
-    again = pd.read_csv(
-        io.StringIO(text, newline=""), keep_default_na=False, na_values={"scores": [""]}
-    )
-    assert again["names"].tolist() == names
-    np.testing.assert_allclose(again["scores"], scores, rtol=1e-5)
-    np.testing.assert_allclose(again["pvals"], found["pvals"], rtol=1e-5)
-    assert text.splitlines()[1] == "a,plain,1.5,0.1"
-    assert text.splitlines()[2] == 'a,"with, comma",,1e-300'
-
-
-@pytest.mark.parametrize("n", [0, 1, 511, 512, 513, 1500])
-def test_a_long_table_is_written_as_pandas_does(n):
-    rng = np.random.default_rng(0)
-    scores = rng.normal(size=n).astype(np.float32)
-    table = {"group": pd.Categorical(rng.choice(["100 %s", "a,b", "β"], n)), "scores": scores}
-    table["names"] = rng.choice(["CD4", "%d", '"', ""], n)
-    table["pvals"] = 10 ** rng.uniform(-320, 0, n)
-    table["rounded"] = np.where(rng.random(n) < 0.1, np.nan, (scores * 1000).round())
-    found = pd.DataFrame(table)
-    expected = found.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    assert as_csv(found) == expected.replace(',"",', ",,")
 
 
 @pytest.mark.parametrize("n", [0, 1, 999, 1000, 1001, 2000, 12_345])
