@@ -137,8 +137,8 @@ def matrix_to_come():
     of the markers, where no step of the run reads it before. None otherwise.
     """
     due = [(job.rule.name, job.wildcards) for job in workflow.dag.needrun_jobs()]
-    names = [wildcards.dataset for rule, wildcards in due if rule == "markers"]
-    if not (GPU and names) or {rule for rule, _ in due} & {"normalize", "hvg", "pca"}:
+    names = [wildcards.dataset for step, wildcards in due if step == "markers"]
+    if not (GPU and names) or {step for step, _ in due} & {"normalize", "hvg", "pca"}:
         return None
     dataset, folder = DATASETS[names[0]], Path("results", names[0]).absolute()
     files = {

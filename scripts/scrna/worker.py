@@ -76,10 +76,12 @@ def dask_setup(worker) -> None:
     if _trouble:
         return
     if settings["backend"] == "gpu":
-        libraries = ["rapids_singlecell", "pylibcugraph"]
-        imports.begin(libraries, partial(_warm_up, "gpu") if seat else lambda: None)
-        if seat and settings["ahead"]:
+        libraries = ["rapids_singlecell"]
+        if seat and settings["ahead"]:  # the clusters are found elsewhere, and the markers wait
             ahead.begin(settings["ahead"], "gpu")
+        else:
+            libraries.append("pylibcugraph")
+        imports.begin(libraries, partial(_warm_up, "gpu") if seat else lambda: None)
     elif seat != tasks.seat(0):  # on the CPU the first is wanted at once
         _warm_up("cpu")
 

@@ -27,8 +27,8 @@ GPU = PROJECT["project"]["optional-dependencies"]["gpu"]
 DEV = PROJECT["dependency-groups"]["dev"]
 
 # What comes with the extra `gpu` and is imported by name; not installed without a GPU.
-GPU_MODULES = {"cudf", "cugraph", "cuml", "cupy", "cupyx", "rapids_singlecell", "rmm"}
-GPU_MODULES |= {"dask", "dask_cuda", "distributed"}
+GPU_MODULES = {"cudf", "cugraph", "cuml", "cupy", "cupyx", "pylibcugraph", "rmm"}
+GPU_MODULES |= {"dask", "dask_cuda", "distributed", "rapids_singlecell"}
 
 
 def read_pins(name: str) -> dict[str, Requirement]:

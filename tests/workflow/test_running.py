@@ -139,7 +139,7 @@ def test_a_run_that_fails_says_why_and_what_to_do(done, tmp_path):
     workflow = done.at(tmp_path / "work").clone(tmp_path / "clone")
     for rule, fault in FAILS.items():
         script = workflow.code / f"scripts/{rule}.py"
-        text = script.read_text().split("if __name__")[0]
+        text = script.read_text().rpartition("if __name__")[0]
         fault = f"from scrna.errors import UserError\n    {fault}"
         text += f"@step\ndef broken(*, backend, **rest):\n    {fault}\n\n\n"
         script.write_text(f"{text}run(broken, snakemake)\n")
