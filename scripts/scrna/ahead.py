@@ -6,19 +6,16 @@ soon as it starts, where there is room; if it is not there in the end, `markers`
 """
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
-from scrna import blocks
+from scrna import blocks, cache
 from scrna.log import log
-from scrna.sizes import MATRIX_STEPS
-
-_reader: Thread | None = None
 
 
 def begin(wanted: Mapping[str, Any], backend: str) -> None:
-    """Read a matrix into the cache, in a thread of its own.
+    """Read a matrix into the cache, in a thread of its own: `scrna.cache.settle` waits for it.
 
     Parameters
     ----------
@@ -27,15 +24,7 @@ def begin(wanted: Mapping[str, Any], backend: str) -> None:
     backend
         Where to.
     """
-    global _reader
-    _reader = Thread(target=_read, args=(wanted, backend), name="ahead", daemon=True)
-    _reader.start()
-
-
-def finish(step: str) -> None:
-    """Wait until it is read, where a step asks for the matrix."""
-    if _reader is not None and step in MATRIX_STEPS:
-        _reader.join()
+    cache.fill(partial(_read, wanted, backend))
 
 
 def _read(wanted: Mapping[str, Any], backend: str) -> None:

@@ -141,6 +141,7 @@ def matrix(
     Dask computes such an array rightly within the context alone.
     """
     wanted = _wanted(counts, filtered, normalized, genes, backend)
+    cache.settle()
     choice = execution.decide(
         step,
         asked=asked,

@@ -201,10 +201,9 @@ def perform(function: Callable, job: Mapping[str, Any], worker: str = "own proce
         if backend is not None:
             configure(job["config"])
         if is_warm:
-            from scrna import ahead, execution
+            from scrna import execution
             from scrna.worker import freed_memory
 
-            ahead.finish(function.__name__)
             stack.enter_context(freed_memory())
             execution.make_room_for(function.__name__, backend, settings)
         if backend == "gpu":

@@ -1,6 +1,6 @@
 """The matrix of the markers is in the cache when the clusters are there, or nothing is lost."""
 
-from threading import Event
+from threading import Event, Timer
 
 import pytest
 
@@ -30,7 +30,7 @@ def warm():
 
 def read_ahead(wanted):
     ahead.begin(wanted, "cpu")
-    ahead.finish("markers")
+    cache.settle()
 
 
 def opened(wanted):
@@ -72,13 +72,17 @@ def test_what_goes_wrong_does_not_harm_the_step(wanted, warm, monkeypatch, caplo
     assert cache.nbytes() == 0
 
 
-def test_steps_without_the_matrix_do_not_wait_for_it(wanted, warm, monkeypatch):
-    go_on = Event()
-    inner = Counts.matrix
-    monkeypatch.setattr(Counts, "matrix", lambda *a, **k: go_on.wait() and inner(*a, **k))
+def test_who_asks_for_the_matrix_waits_for_it(wanted, warm, monkeypatch):
+    go_on, inner, reads = Event(), Counts.matrix, []
+
+    def slowly(*args, **more):
+        reads.append(go_on.wait(30))
+        return inner(*args, **more)
+
+    monkeypatch.setattr(Counts, "matrix", slowly)
     ahead.begin(wanted, "cpu")
-    ahead.finish("leiden")
-    assert cache.nbytes() == 0
-    go_on.set()
-    ahead.finish("markers")
-    assert cache.nbytes() > 0
+    assert cache.nbytes() == 0  # other work goes on meanwhile
+    Timer(0.3, go_on.set).start()
+    with opened(wanted) as matrix:
+        assert matrix.nnz
+    assert reads == [True]
