@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import AuthenticationError, forkserver
@@ -120,10 +121,11 @@ def start(
             start_new_session=True,  # Ctrl-C reaches the rules' processes first
         )
     about = {
-        "gpus": len(chosen),
         "pid": engine.pid,
         "started": process_start(engine.pid),
         "host": os.uname().nodename,
+        "begun": time.time(),
+        "gpus": len(chosen),
     }
     _write(folder / "engine.json", about)
     os.environ[remote.FOLDER_VARIABLE] = str(folder)

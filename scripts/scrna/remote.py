@@ -28,6 +28,7 @@ SCRIPTS = Path(__file__).parents[1]
 #: Steps that import little: CuPy or NumPy is enough for them, or cuGraph's own library.
 LIGHT = {"cpu": {"qc", "normalize"}, "gpu": {"qc", "normalize", "leiden", "louvain"}}
 _START = 300.0  # seconds that the run's own cluster may take to start
+_SOON = 3.0  # seconds from its beginning after which waiting for it is shorter
 _STOP = 5.0  # seconds to see a stopped step end
 
 
@@ -55,7 +56,7 @@ def cluster_of(job: Mapping[str, Any], step: str = "") -> Cluster | None:
     Returns
     -------
     None: in the rule's own process. Steps without a backend do, all where the run has no cluster on
-    this machine, and those of `LIGHT` as long as the cluster is still starting.
+    this machine, and those of `LIGHT` where the cluster has only begun to start.
     """
     if "backend" not in job["settings"]:
         return None
@@ -70,7 +71,8 @@ def cluster_of(job: Mapping[str, Any], step: str = "") -> Cluster | None:
         return None
     # on several GPUs a step's blocks may need the cluster
     can_do_without = engine["gpus"] < 2 and step in LIGHT[job["settings"]["backend"]]
-    return None if can_do_without and not _file(cluster).exists() else cluster
+    is_early = not _file(cluster).exists() and time.time() - engine["begun"] < _SOON
+    return None if can_do_without and is_early else cluster
 
 
 def perform(cluster: Cluster, script: Path, function: str, job: Mapping[str, Any]) -> dict:

@@ -425,6 +425,7 @@ def test_a_run_whose_engine_is_gone_says_where_its_log_is(cold):
     gone = subprocess.Popen(["true"])
     gone.wait()
     about = {"pid": gone.pid, "started": 1, "host": os.uname().nodename, "gpus": 0}
+    about["begun"] = time.time()
     engine = folder / "engine.json"
     engine.write_text(json.dumps(about))
     warm = Toys(cold.folder, {remote.FOLDER_VARIABLE: str(folder)}, CONFIG)
@@ -452,11 +453,15 @@ def test_a_light_step_does_not_wait_for_a_worker_that_starts(
     tmp_path, monkeypatch, step, backend, gpus, waits
 ):
     monkeypatch.setenv(remote.FOLDER_VARIABLE, str(tmp_path))
+    engine, now = tmp_path / "engine.json", time.time()
     about = {"host": os.uname().nodename, "gpus": gpus}
-    (tmp_path / "engine.json").write_text(json.dumps(about))
     job = {"settings": {"backend": backend}, "config": CONFIG}
     there = remote.Cluster(tmp_path)
+    engine.write_text(json.dumps(about | {"begun": now}))
     assert remote.cluster_of(job, step) == (there if waits else None)
+    engine.write_text(json.dumps(about | {"begun": now - 5}))  # it is about to be there
+    assert remote.cluster_of(job, step) == there
+    engine.write_text(json.dumps(about | {"begun": now}))
     (tmp_path / "cluster.json").touch()
     assert remote.cluster_of(job, step) == there
 
