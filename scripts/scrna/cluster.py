@@ -33,7 +33,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[1]))
 
-from scrna import remote, tasks, worker
+from scrna import remote, tasks
 from scrna.code import tree_digest
 from scrna.errors import UserError
 from scrna.machine import Gpu, gpu_problem, gpus
@@ -295,7 +295,7 @@ def _start_fork_server(settings: dict[str, Any]) -> None:
     """
     about = {key: settings[key] for key in ("backend", "config", "due", "ahead")}
     about["first"] = next(iter(settings["gpus"]), "")
-    os.environ[worker.SETTINGS_VARIABLE] = json.dumps(about)
+    os.environ[remote.WORKER_VARIABLE] = json.dumps(about)
     if len(settings["gpus"]) == 1:  # for several, dask-cuda tells each worker which is its own
         os.environ["CUDA_VISIBLE_DEVICES"] = about["first"]
     forkserver.set_forkserver_preload(LIBRARIES)

@@ -24,6 +24,9 @@ from scrna.watch import process_start
 
 #: The environment variable that names the folder of the run's own cluster to its jobs.
 FOLDER_VARIABLE = "SCRNA_CLUSTER"
+#: That of the settings of the run's own workers, JSON: backend, config, the steps that are due, the
+#: matrix to read ahead, and the first GPU, whose worker takes the steps.
+WORKER_VARIABLE = "SCRNA_WORKER"
 SCRIPTS = Path(__file__).parents[1]
 #: Steps that import little: CuPy or NumPy is enough for them, or cuGraph's own library.
 LIGHT = {"cpu": {"qc", "normalize"}, "gpu": {"qc", "normalize", "leiden", "louvain"}}

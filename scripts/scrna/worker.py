@@ -25,13 +25,10 @@ from threading import Timer
 from types import ModuleType
 from typing import Any
 
-from scrna import ahead, backend, cache, imports, machine, rule, step, tasks
+from scrna import ahead, backend, cache, imports, machine, remote, rule, step, tasks
 from scrna.log import log, send_logs
 from scrna.warmup import next_call
 
-#: The environment variable with the settings of the run's own workers, JSON: backend, gpu, the
-#: steps that are due, and the first GPU, whose worker takes them.
-SETTINGS_VARIABLE = "SCRNA_WORKER"
 _POLL = 0.25  # seconds between looks whether the step is still wanted
 _IDLE = 0.5  # seconds until first calls are made: a step that waits for the worker goes first
 _PR_SET_PDEATHSIG = 1
@@ -59,7 +56,7 @@ def dask_setup(worker) -> None:
     own = logging.StreamHandler(sys.stderr)
     own.setFormatter(logging.Formatter("%(asctime)s - %(message)s"))
     send_logs([own])
-    settings = json.loads(os.environ[SETTINGS_VARIABLE])
+    settings = json.loads(os.environ[remote.WORKER_VARIABLE])
     _due[:] = settings["due"]
     try:
         _prepare(settings)
