@@ -63,24 +63,18 @@ def dask_setup(worker) -> None:
     except Exception as error:
         _trouble = error
         log.exception("the worker could not be prepared")
-    seat = None
-    if settings["backend"] == "cpu":
-        seat = tasks.seat(worker.name)
-    elif settings["first"] == os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]:
-        seat = tasks.SEAT
-    if seat:  # steps go to whichever process has it when their turn comes
+    if seat := _seat_of(worker, settings):  # steps go to whichever process has it at their turn
         worker.state.total_resources[seat] = worker.state.available_resources[seat] = 1
-    if _trouble:
-        return
-    if settings["backend"] == "gpu":
-        libraries = ["rapids_singlecell"]
-        if seat and settings["ahead"]:  # the clusters are found elsewhere, and the markers wait
-            ahead.begin(settings["ahead"], "gpu")
-        else:
-            libraries.append("pylibcugraph")
-        imports.begin(libraries, partial(_warm_up, "gpu") if seat else lambda: None)
-    elif seat != tasks.seat(0):  # on the CPU the first is wanted at once
-        _warm_up("cpu")
+    if not _trouble:
+        _go_on(settings, seat)
+
+
+def _seat_of(worker, settings: dict[str, Any]) -> str | None:
+    """Tell what makes steps come to this worker; None for those on further GPUs."""
+    if settings["backend"] == "cpu":
+        return tasks.seat(worker.name)
+    own = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]
+    return tasks.SEAT if own == settings["first"] else None
 
 
 def _prepare(settings: dict[str, Any]) -> None:
@@ -93,6 +87,20 @@ def _prepare(settings: dict[str, Any]) -> None:
     step.configure(settings["config"])
     cache.start()
     imports.freeze()
+
+
+def _go_on(settings: dict[str, Any], seat: str | None) -> None:
+    """Do in the background what steps to come will need."""
+    if settings["backend"] == "cpu":
+        if seat != tasks.seat(0):  # the first is wanted at once
+            _warm_up("cpu")
+        return
+    libraries = ["rapids_singlecell"]
+    if seat and settings["ahead"]:  # the clusters are found elsewhere, and the markers wait
+        ahead.begin(settings["ahead"], "gpu")
+    else:
+        libraries.append("pylibcugraph")
+    imports.begin(libraries, partial(_warm_up, "gpu") if seat else lambda: None)
 
 
 def _warm_up(where: str) -> None:
