@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import AuthenticationError, forkserver
@@ -335,6 +336,12 @@ def _serve(
                 )
         except (UserError, tasks.StoppedError) as error:
             remote.send(connection, "error", str(error))
+        except (OSError, EOFError):  # the rule's process is gone
+            raise
+        except Exception as error:
+            traceback.print_exc()  # into the engine's log
+            what = f"{type(error).__name__}: {error}; its log: {settings['log']}"
+            remote.send(connection, "error", f"the run's worker could not take this step: {what}")
         else:
             remote.send(connection, "outcome", outcome)
 

@@ -142,7 +142,8 @@ def advice(cause: str, rule: str) -> str:
         "GPU memory": "The GPU's memory was full. End other programs on the GPU (nvidia-smi lists "
         f"them); where gpu.limit_gb is set, raise it. If that is not enough, {more}, or set "
         "backend: cpu",
-        "worker": f"Most likely it ran out of memory. {_LESS_MEMORY}. If that is not enough, "
+        "worker": "Its log says why; if it does not, most likely memory ran out. "
+        f"{_LESS_MEMORY}. If that is not enough, "
         f"{more}; worker: none runs each step in a process of its own",
         "no GPU": "The GPU cannot be used: there is none here, or its driver is missing or too old "
         "(nvidia-smi tells). Put that right, or set backend: cpu",

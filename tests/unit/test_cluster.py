@@ -438,6 +438,13 @@ def test_a_run_whose_engine_is_gone_says_where_its_log_is(cold):
     assert f"[toy pbmc3k] the run's worker ended; {said}" in warm.run(PID).stderr
 
 
+def test_a_step_that_the_worker_cannot_take_says_so(engine, tmp_path):
+    there = remote.Cluster(engine.folder)
+    request = {"scripts": str(SCRIPTS), "script": "toy.py", "function": "toy", "job": {}}
+    with pytest.raises(UserError, match="could not take this step: KeyError: 'settings'; its log"):
+        remote._ask_engine(there, request)
+
+
 @pytest.mark.parametrize(
     ("step", "backend", "gpus", "waits"),
     [
