@@ -249,7 +249,7 @@ def figure_folders(wildcards):
         return []
     folder = Path("results", wildcards.dataset)
     of_reps = [Path(table).parent for table in marker_tables(wildcards)]
-    return [str(each / "figures") for each in [folder, *of_reps]]
+    return [str(each / "figures") for each in [folder / "qc", folder, *of_reps]]
 
 
 def targets(wildcards):

@@ -75,12 +75,44 @@ rule h5ad:
         "../scripts/h5ad.py"
 
 
-rule figures:
+rule qc_figures:
     input:
         counts=rules.convert.output.counts,
         qc=rules.qc.output.out,
         filtered=rules.filter.output.out,
         table=rules.filter.output.table,
+    output:
+        out=report(
+            directory("results/{dataset}/qc/figures"),
+            patterns=["{name}.png"],
+            caption="captions/figures.rst",
+            category="{dataset}",
+            subcategory="Figures",
+            labels={"figure": "{name}"},
+        ),
+    log:
+        "logs/{dataset}/qc_figures.log",
+    benchmark:
+        "benchmarks/{dataset}/qc_figures.tsv"
+    conda:
+        environment
+    threads: 1
+    resources:
+        mem_mb=memory("qc_figures"),
+    params:
+        settings=settings("qc_figures"),
+        code=code("qc_figures"),
+    message:
+        "{wildcards.dataset}: pictures of the quality"
+    script:
+        "../scripts/qc_figures.py"
+
+
+rule figures:
+    input:
+        counts=rules.convert.output.counts,
+        qc=rules.qc.output.out,
+        filtered=rules.filter.output.out,
         hvg=rules.hvg.output.out,
         steps=figure_files,
     output:

@@ -1,15 +1,14 @@
-"""Pictures of a dataset, in one folder.
+"""Pictures of a dataset, in one folder; those of the cells' quality are in another (`qc_figures`).
 
-``qc_violins`` (before the filter, with its bounds), ``qc_scatter`` (kept and removed cells),
-``filter`` (what each bound took), ``hvg``, ``pca_variance``, ``umap`` and, where it is computed,
-``tsne`` (by cluster, batch, label and qc columns; before and after integration side by side),
-``clusters_by_COLUMN`` for each batch column and the label, and ``trajectory`` where it is computed.
-They are drawn from step files and columns of obs, never from the matrix. Up to 100,000 cells each
-is drawn as a point; more are counted pixel by pixel (datashader). Pictures without a cloud of
-points are there as SVG too. Clusters that ``annotations`` name show as ``cell_type`` as well.
+``hvg``, ``pca_variance``, ``umap`` and, where it is computed, ``tsne`` (by cluster, batch, label
+and qc columns; before and after integration side by side), ``clusters_by_COLUMN`` for each batch
+column and the label, and ``trajectory`` where it is computed. They are drawn from step files and
+columns of obs, never from the matrix. Up to 100,000 cells each is drawn as a point; more are
+counted pixel by pixel (datashader). Pictures without a cloud of points are there as SVG too.
+Clusters that ``annotations`` name show as ``cell_type`` as well.
 
 Settings: ``dpi`` and ``formats`` of section ``figures``, ``batch_key``, ``label_key`` and
-``annotations``. Inputs: ``counts.zarr`` (obs), ``filter.csv`` and step files. Output: a folder.
+``annotations``. Inputs: ``counts.zarr`` (obs) and step files. Output: a folder.
 """
 
 import logging
@@ -39,7 +38,6 @@ def figures(
     counts: Path,
     qc: Path,
     filtered: Path,
-    table: Path,
     hvg: Path,
     steps: list[Path],
     out: Path,
@@ -54,8 +52,8 @@ def figures(
 
     Parameters
     ----------
-    counts, qc, filtered, table, hvg
-        ``counts.zarr``, ``filter.csv`` and step files.
+    counts, qc, filtered, hvg
+        ``counts.zarr`` and step files.
     steps
         The step files of the representations, each in its representation's folder: pca, umap,
         leiden; louvain, tsne and trajectory where there are some.
@@ -66,7 +64,7 @@ def figures(
     formats
         ``png``, and ``svg`` for pictures without a cloud of points.
     batch_key, label_key
-        obs columns: batches, the first of which the violins go by; known cell types, or None.
+        obs columns: batches; known cell types, or None.
     annotations
         Clustering of the final object → cluster → name.
 
@@ -80,7 +78,7 @@ def figures(
     from scrna.drawing import save_folder
 
     drawn = pictures(
-        *(counts, qc, filtered, table, hvg, steps),
+        *(counts, qc, filtered, hvg, steps),
         batch_key=batch_key,
         label_key=label_key,
         annotations=annotations or {},
@@ -92,7 +90,6 @@ def pictures(
     counts: Path,
     qc: Path,
     filtered: Path,
-    table: Path,
     hvg: Path,
     steps: list[Path],
     *,
@@ -104,28 +101,21 @@ def pictures(
 
     Parameters
     ----------
-    counts, qc, filtered, table, hvg, steps, batch_key, label_key, annotations
+    counts, qc, filtered, hvg, steps, batch_key, label_key, annotations
         As in `figures`.
 
     Yields
     ------
     The name of a picture and its `matplotlib.figure.Figure`.
     """
-    import pandas as pd
-
     from scrna import figures as draw
+    from scrna.drawing import as_groups
 
     cells, _ = kept(filtered)
-    removed = pd.read_csv(table)
-    quality = pd.DataFrame({name: slots.read(qc, f"obs/{name}") for name in draw.QC})
     columns = list(dict.fromkeys([*batch_key, *([label_key] if label_key else [])]))
     groups = {name: as_groups(of) for name, of in Counts(counts).obs(columns).items()}
-    batch = groups[batch_key[0]] if batch_key else None
     if annotations and "cell_type" in groups:  # as in the final object
         groups["cell_type_source"] = groups.pop("cell_type")
-    yield "qc_violins", draw.qc_violins(quality, batch, removed)
-    yield "qc_scatter", draw.qc_scatter(quality, cells, removed)
-    yield "filter", draw.filter_bars(removed)
     genes = {name[4:]: slots.read(hvg, name) for name in slots.names(hvg) if name[:4] == "var/"}
     yield "hvg", draw.hvg_dispersion(genes, slots.read(hvg, "uns/hvg")["flavor"])
 
@@ -140,7 +130,7 @@ def pictures(
         for (rep, name), file in files.items()
         if name == "leiden"
     }
-    values = {label: quality[name].to_numpy()[cells] for name, label in SHOWN.items()}
+    values = {label: slots.read(qc, f"obs/{name}")[cells] for name, label in SHOWN.items()}
     values[SHOWN["total_counts"]] = np.log10(1 + values[SHOWN["total_counts"]])
     embeddings = {
         name: draw.Embedding(name, coordinates(files, slot))
@@ -209,16 +199,6 @@ def annotated(
         clusters = slots.read(files[rep, name.split("_")[0]], f"obs/{name}")
         found["cell_type"] = cell_types(clusters, clustering, names)
     return found
-
-
-def as_groups(column):
-    """Take a column of obs as groups, in the order of their names."""
-    import pandas as pd
-
-    from scrna.drawing import by_number
-
-    text = pd.Series(column).astype("str").where(pd.notna(column))
-    return pd.Categorical(text, categories=sorted(text.dropna().unique(), key=by_number))
 
 
 if __name__ == "__main__":

@@ -58,6 +58,12 @@ STYLE = {
 }
 
 
+def as_groups(column):
+    """Take a column of obs as groups, in the order of their names."""
+    text = pd.Series(column).astype("str").where(pd.notna(column))
+    return pd.Categorical(text, categories=sorted(text.dropna().unique(), key=by_number))
+
+
 def save_folder(out: Path, pictures: Iterable[tuple[str, Figure]], **how) -> None:
     """Write pictures as they are drawn into a folder that is whole or not there.
 

@@ -16,10 +16,10 @@ USES_SEED = (
     "simulate pca harmony neighbors umap tsne leiden louvain trajectory integration report".split()
 )
 _USES_LABEL = ("trajectory", "integration", "figures", "report")
-_USES_BATCH = ("harmony", "integration", "figures", "report")
+_USES_BATCH = ("harmony", "integration", "qc_figures", "figures", "report")
 _USES_NAMES = ("final", "figures", "report")
 #: Steps that share a section with another.
-_SECTIONS = {"marker_figures": "figures", "matrix": "final"}
+_SECTIONS = {"qc_figures": "figures", "marker_figures": "figures", "matrix": "final"}
 #: Keys of a section that say whether something is made, not how.
 _SWITCHES = ("enabled", "h5ad")
 
@@ -65,7 +65,7 @@ def of_step(
         found["max_cells"] = None  # asked for, however many they are
     elif step == "final":
         del found["X"], found["counts_layer"]
-    elif step == "figures":
+    elif step in ("qc_figures", "figures"):
         del found["genes"], found["n_markers"]
     elif step == "marker_figures":
         found["groupby"] = groupby = dataset["markers"]["groupby"]

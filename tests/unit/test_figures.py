@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+from scripts import qc_figures as quality
 from scripts import trajectory
-from scripts.figures import STATIONARY, as_groups, diffusion_map, figures, pictures
+from scripts.figures import STATIONARY, diffusion_map, figures, pictures
 from scripts.final import annotated
 from scrna import drawing, slots
 from scrna import figures as draw
@@ -20,14 +21,17 @@ from scrna.errors import UserError
 
 pytest_plugins = ["tests.unit.fixtures"]
 
-NAMES = "qc_violins qc_scatter filter hvg pca_variance umap tsne".split()
-NAMES += ["clusters_by_batch", "clusters_by_cell_type", "trajectory"]
+QUALITY = ["qc_violins", "qc_scatter", "filter"]
+NAMES = "hvg pca_variance umap tsne clusters_by_batch clusters_by_cell_type trajectory".split()
 
 
 def inputs(demo):
     steps = [f for f in demo.steps if f.stem in "pca umap tsne leiden trajectory".split()]
-    table = demo.folder / "filter.csv"
-    return demo.counts, demo["qc"], demo["filter"], table, demo["hvg"], steps
+    return demo.counts, demo["qc"], demo["filter"], demo["hvg"], steps
+
+
+def quality_inputs(demo):
+    return demo.counts, demo["qc"], demo["filter"], demo.folder / "filter.csv"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,7 +47,8 @@ def drawn(demo, look):
 
 def drawn_of(demo, annotations=None):
     keys = {"batch_key": ["batch"], "label_key": "cell_type"}
-    return dict(pictures(*inputs(demo), **keys, annotations=annotations or {}))
+    early = quality.pictures(*quality_inputs(demo), batch_key=["batch"])
+    return dict(early) | dict(pictures(*inputs(demo), **keys, annotations=annotations or {}))
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +96,7 @@ def test_groups_beyond_the_colours_take_them_again():
 
 
 def test_every_picture_says_how_many(drawn, demo):
-    assert list(drawn) == NAMES
+    assert list(drawn) == QUALITY + NAMES
     n_all = len(slots.read(demo["filter"], "obs/keep"))
     n_kept = slots.read(demo["filter"], "obs/keep").sum()
     for name, figure in drawn.items():
@@ -206,11 +211,11 @@ def test_shares_of_a_cluster_sum_to_100(drawn, demo):
 
 
 def test_cells_without_a_group_are_grey_and_counted():
-    groups = as_groups(pd.Series(["b10", None, "b2"], dtype="category"))
+    groups = drawing.as_groups(pd.Series(["b10", None, "b2"], dtype="category"))
     assert list(groups.categories) == ["b2", "b10"]
     figure = draw.cluster_table({"pca": pd.Categorical(["0", "0", "1"])}, groups, "batch")
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["b2", "b10", "missing"]
-    late = as_groups(pd.Series(["z", None], dtype="category"))
+    late = drawing.as_groups(pd.Series(["z", None], dtype="category"))
     figure = draw.cluster_table({"pca": pd.Categorical(["0", "1"])}, late, "batch")
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["z", "missing"]
     _, ((ax,),) = drawing.panels(1, 1, (2, 2))
@@ -422,18 +427,29 @@ def test_many_points_are_counted_pixel_by_pixel(monkeypatch):
 
 
 def test_the_files_are_png_with_their_provenance(demo, tmp_path):
-    counts, qc, filtered, table, hvg, steps = inputs(demo)
+    *files, steps = inputs(demo)
     few = [f for f in steps if f.parent.name == "pca" and f.stem in ("pca", "umap", "leiden")]
     out = tmp_path / "figures"
     out.mkdir()
     (out / "old.png").touch()
     settings = {"dpi": 50, "formats": ["png", "svg"], "batch_key": [], "label_key": None}
-    figures(counts, qc, filtered, table, hvg, few, out, **settings)
-    assert {f.name for f in out.glob("*.png")} == {f"{name}.png" for name in NAMES[:6]}
-    small = {"qc_violins.svg", "filter.svg", "pca_variance.svg"}
-    assert {f.name for f in out.iterdir() if f.suffix != ".png"} == small
+    figures(*files, few, out, **settings)
+    assert {f.name for f in out.glob("*.png")} == {f"{name}.png" for name in NAMES[:3]}
+    assert [f.name for f in out.iterdir() if f.suffix != ".png"] == ["pca_variance.svg"]
     assert [f.name for f in tmp_path.iterdir()] == ["figures"]
     png = (out / "umap.png").read_bytes()
     assert mpl.image.imread(out / "umap.png").shape == (600, 250, 4)
     made = png[png.index(b"tEXtProvenance\0") :].partition(b"\0")[2]
     assert json.JSONDecoder().raw_decode(made.decode("latin-1"))[0]["parameters"]["dpi"] == 50
+
+
+@pytest.mark.parametrize("batch_key", [[], ["batch"], ["batch", "cell_type"]])
+def test_the_quality_is_drawn_from_the_filter_on(demo, tmp_path, batch_key):
+    out = tmp_path / "figures"
+    how = {"dpi": 50, "formats": ["png", "svg"]}
+    quality.qc_figures(*quality_inputs(demo), out, **how, batch_key=batch_key)
+    files = [*(f"{name}.png" for name in QUALITY), "qc_violins.svg", "filter.svg"]
+    assert {f.name for f in out.iterdir()} == set(files)
+    drawn = dict(quality.pictures(*quality_inputs(demo), batch_key=batch_key))
+    n_batches = demo.obs()["batch"].nunique() if batch_key else 1
+    assert len(drawn["qc_violins"].axes[0].collections) >= n_batches

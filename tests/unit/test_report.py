@@ -88,7 +88,7 @@ def draw(folder, names, size=(300, 200)):
 def results(demo, tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     scores = integrated(demo, label_key="cell_type")
-    figures = [draw(folder / "figures", NAMES)]
+    figures = [draw(folder / "qc/figures", NAMES[:3]), draw(folder / "figures", NAMES[3:])]
     figures += [draw(folder / rep / "figures", OF_REP) for rep in demo.reps]
     return Results(
         counts=demo.counts,

@@ -11,7 +11,7 @@ JOBS = """
 simulate toy, convert toy, qc toy, filter toy, normalize toy, matrix toy, hvg toy,
 pca toy/pca, neighbors toy/pca, umap toy/pca, leiden toy/pca, markers toy/pca, trajectory toy/pca,
 harmony toy/harmony, neighbors toy/harmony, umap toy/harmony, leiden toy/harmony,
-markers toy/harmony, trajectory toy/harmony, integration toy, figures toy,
+markers toy/harmony, trajectory toy/harmony, integration toy, qc_figures toy/qc, figures toy,
 marker_figures toy/pca, marker_figures toy/harmony, report toy, final toy,
 simulate plain, convert plain, qc plain, filter plain, normalize plain, matrix plain, hvg plain,
 pca plain/pca, neighbors plain/pca, umap plain/pca, tsne plain/pca, leiden plain/pca,
@@ -46,7 +46,7 @@ NEIGHBORS = of("neighbors umap louvain") | LEIDEN
 PCA = of("pca harmony tsne") | NEIGHBORS
 HVG = of("hvg") | PCA
 NORMALIZE = of("normalize matrix markers") | HVG
-FILTER = of("filter") | NORMALIZE
+FILTER = of("filter qc_figures") | NORMALIZE
 QC = of("qc") | FILTER
 CONVERT = of("convert") | QC
 SIMULATE = of("simulate") | CONVERT
@@ -71,7 +71,7 @@ CHANGES = {
     "integration: {n_cells: 150}": {"integration toy"} | at("toy", FINAL),
     "final: {counts_layer: false}": of("matrix final h5ad"),
     "figures: {dpi: 60}": set(),  # toy has its own
-    "datasets: {toy: {figures: {dpi: 60}}}": DRAWN,
+    "datasets: {toy: {figures: {dpi: 60}}}": DRAWN | of("qc_figures"),
     "datasets: {toy: {figures: {n_markers: 2}}}": of("marker_figures report"),
     "datasets: {toy: {figures: {enabled: false}}}": {"report toy"},
     "report: {n_markers: 5}": {"report toy"},
@@ -91,10 +91,10 @@ CHANGES = {
     "datasets: {plain: {simulate: {n_obs: 210}}}": at("plain", SIMULATE),
     "datasets: {toy: {keep_obs: {status: [cell]}}}": at("toy", CONVERT),
     "datasets: {toy: {label_key: status}}": at("toy", of("trajectory integration figures") | FINAL),
-    "datasets: {toy: {batch_key: status}}": at("toy", HVG),
-    "datasets: {toy: {batch_key: null}}": at("toy", HVG - {"integration toy"})
+    "datasets: {toy: {batch_key: status}}": at("toy", HVG | of("qc_figures")),
+    "datasets: {toy: {batch_key: null}}": at("toy", (HVG | of("qc_figures")) - {"integration toy"})
     - at("toy/harmony", PCA),
-    "datasets: {toy: {batch_key: null, hvg: {batch_key: batch}}}": {"figures toy"}
+    "datasets: {toy: {batch_key: null, hvg: {batch_key: batch}}}": of("qc_figures figures")
     | at("toy", FINAL),
     # a dataset more, or one less
     "run: toy": set(),
@@ -113,7 +113,7 @@ EDITS = {
     ("scripts/umap.py", "CODE"): of("umap") | DRAWN | FINAL,
     ("scripts/scrna/graphs.py", "CODE"): of("tsne") | NEIGHBORS,
     ("scripts/scrna/clusters.py", "CODE"): of("louvain") | LEIDEN,
-    ("scripts/scrna/drawing.py", "CODE"): DRAWN,
+    ("scripts/scrna/drawing.py", "CODE"): DRAWN | of("qc_figures"),
     ("scripts/scrna/usage.py", "CODE"): {"report toy"},
     ("scripts/scrna/report/report.css", "STYLE"): {"report toy"},
     ("scripts/scrna/simulate.py", "CODE"): SIMULATE,

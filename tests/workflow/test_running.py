@@ -14,7 +14,7 @@ import yaml
 
 RULES = "download simulate convert qc filter normalize hvg pca harmony neighbors umap tsne leiden"
 RULES = [*RULES.split(), *"louvain markers trajectory integration final h5ad figures".split()]
-RULES += ["matrix", "marker_figures", "report"]
+RULES += ["matrix", "qc_figures", "marker_figures", "report"]
 PROFILES = ["cpu", "slurm", "spark", "workstation"]
 
 
@@ -48,8 +48,8 @@ def test_a_profile_by_its_name_in_a_fresh_clone(done, tmp_path, profile):
     assert shown.returncode == 0, shown.stderr
     twice = "neighbors umap tsne leiden markers trajectory marker_figures".split()
     once = "simulate convert qc filter normalize matrix hvg pca harmony integration final".split()
-    once += ["figures", "report", "all"]
-    wanted = dict.fromkeys(twice, 2) | dict.fromkeys(once, 1) | {"total": 28}
+    once += ["qc_figures", "figures", "report", "all"]
+    wanted = dict.fromkeys(twice, 2) | dict.fromkeys(once, 1) | {"total": 29}
     assert job_table(shown.stdout) == wanted
     assert re.search(r"^backend: (cpu|gpu) \(.+\)", shown.stdout, re.MULTILINE)
 

@@ -53,9 +53,9 @@ def pictures(results: Results) -> list[Picture]:
         The results. A picture that is not known by its name has the name for a title.
     """
     found = []
-    folders = {rep_of(folder): folder for folder in results.figures}
     for rep in ("", *results.reps):
-        paths = sorted(folders[rep].glob("*.png")) if rep in folders else []
+        folders = [folder for folder in results.figures if rep_of(folder) == rep]
+        paths = sorted(path for folder in folders for path in folder.glob("*.png"))
         found += [_picture(path, rep, results) for path in paths]
     order = list(TOPICS)
     known = list(_KNOWN)

@@ -192,7 +192,7 @@ class Results:
         benchmarks
             The dataset's folder of benchmarks.
         """
-        files = [benchmarks / f"{name}.tsv" for name in ("convert", "figures")]
+        files = [benchmarks / f"{name}.tsv" for name in ("convert", "qc_figures", "figures")]
         files += [*benchmarks.glob("download.*.tsv"), benchmarks / "simulate.tsv"]
         for rep, step in self.files:
             folder = benchmarks if step in REPRESENTATIONS else benchmarks / rep

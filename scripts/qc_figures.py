@@ -1,0 +1,87 @@
+"""Pictures of the cells' quality, in one folder, as soon as the filter is known.
+
+``qc_violins`` (before the filter, with its bounds), ``qc_scatter`` (kept and removed cells) and
+``filter`` (what each bound took). They are drawn from step files and a column of obs: long before
+the clusters are there, a look tells whether the bounds are right. Files and formats are those of
+`figures`.
+
+Settings: ``dpi`` and ``formats`` of section ``figures``, and ``batch_key``. Inputs: ``counts.zarr``
+(obs), ``filter.csv`` and step files. Output: a folder.
+"""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from scrna import slots
+from scrna.counts import Counts, kept
+from scrna.step import provenance, run, step
+
+
+@step
+def qc_figures(
+    counts: Path,
+    qc: Path,
+    filtered: Path,
+    table: Path,
+    out: Path,
+    *,
+    dpi: int,
+    formats: list[str],
+    batch_key: list[str],
+) -> None:
+    """Draw the quality of a dataset's cells.
+
+    Parameters
+    ----------
+    counts, qc, filtered, table
+        ``counts.zarr``, the step files of ``qc`` and ``filter``, ``filter.csv``.
+    out
+        The folder of pictures; one that is there is replaced.
+    dpi
+        Dots an inch.
+    formats
+        ``png``, and ``svg`` for pictures without a cloud of points.
+    batch_key
+        obs columns of batches, the first of which the violins go by; none shows the cells as one.
+    """
+    # which tells at its first import that it looks for fonts
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    from scrna.drawing import save_folder
+
+    drawn = pictures(counts, qc, filtered, table, batch_key=batch_key)
+    save_folder(out, drawn, dpi=dpi, formats=formats, made=provenance())
+
+
+def pictures(
+    counts: Path, qc: Path, filtered: Path, table: Path, *, batch_key: list[str]
+) -> Iterator[tuple]:
+    """Draw the pictures one after another.
+
+    Parameters
+    ----------
+    counts, qc, filtered, table, batch_key
+        As in `qc_figures`.
+
+    Yields
+    ------
+    The name of a picture and its `matplotlib.figure.Figure`.
+    """
+    import pandas as pd
+
+    from scrna import figures as draw
+    from scrna.drawing import as_groups
+
+    cells, _ = kept(filtered)
+    removed = pd.read_csv(table)
+    quality = pd.DataFrame({name: slots.read(qc, f"obs/{name}") for name in draw.QC})
+    batch = None
+    if batch_key:
+        batch = as_groups(Counts(counts).obs(batch_key[:1])[batch_key[0]])
+    yield "qc_violins", draw.qc_violins(quality, batch, removed)
+    yield "qc_scatter", draw.qc_scatter(quality, cells, removed)
+    yield "filter", draw.filter_bars(removed)
+
+
+if __name__ == "__main__":
+    run(qc_figures, snakemake)
