@@ -11,6 +11,7 @@ pytest_plugins = ["tests.unit.fixtures"]
 @pytest.fixture(scope="module")
 def path(demo, tmp_path_factory):
     from scripts.figures import figures
+    from scripts.qc_figures import qc_figures
     from scripts.report import report
     from scrna.config import complete
     from tests.unit.steps import settings
@@ -19,17 +20,17 @@ def path(demo, tmp_path_factory):
     table = demo.folder / "filter.csv"
     drawn = [demo["pca/pca"], *(demo[f"{r}/{s}"] for r in demo.reps for s in ("umap", "leiden"))]
     shown = {"batch_key": ["batch"], "label_key": "cell_type", "annotations": {}}
-    figures(
-        demo.counts, demo["qc"], demo["filter"], table, demo["hvg"], drawn, folder / "figures",
-        dpi=72, formats=["png"], **shown,
-    )  # fmt: skip
+    how = {"dpi": 72, "formats": ["png"]}
+    cells = demo.counts, demo["qc"], demo["filter"]
+    qc_figures(*cells, table, folder / "qc/figures", **how, batch_key=["batch"])
+    figures(*cells, demo["hvg"], drawn, folder / "figures", **how, **shown)
     config = complete({"run": "demo", "datasets": {"demo": {"kind": "simulate"}}})
     report(
         *demo.base,
         demo.steps,
         table,
         [demo.folder / rep / "markers.csv" for rep in demo.reps],
-        [folder / "figures"],
+        [folder / "qc/figures", folder / "figures"],
         folder / "report.html",
         **settings("report"),
         **shown,
