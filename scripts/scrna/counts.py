@@ -80,9 +80,8 @@ class Counts:
     def obs(self, columns: list[str]):
         """Read columns of obs as a DataFrame (n_obs rows), categories as such."""
         import pandas as pd
-        from anndata.io import read_elem
 
-        return pd.DataFrame({name: read_elem(self._group[f"obs/{name}"]) for name in columns})
+        return pd.DataFrame({name: _column(self._group[f"obs/{name}"]) for name in columns})
 
     def ranges(self, rows: np.ndarray | None = None) -> list[tuple[int, int]]:
         """Cut the cells into consecutive ranges, first and after the last, of a block each.
@@ -402,6 +401,22 @@ def _to_gpu(array, span: slice):
     # moving goes on after `set` returns, and another block may be given the pinned memory by then
     cupy.cuda.get_current_stream().synchronize()
     return values
+
+
+def _column(element):
+    """Read a column of a DataFrame in the store: categories without importing anndata."""
+    if element.attrs["encoding-type"] == "categorical":
+        import pandas as pd
+
+        names = element["categories"]
+        if names.attrs["encoding-type"] == "string-array":
+            is_ordered = bool(element.attrs["ordered"])
+            return pd.Categorical.from_codes(
+                element["codes"][:], names[:].astype(object), ordered=is_ordered
+            )
+    from anndata.io import read_elem
+
+    return read_elem(element)
 
 
 def _index(frame) -> np.ndarray:

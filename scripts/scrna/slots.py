@@ -2,8 +2,8 @@
 
 A slot is named by its place in the AnnData, ``obs/leiden`` or ``obsm/X_pca``, and encoded as
 AnnData encodes it on disk, so that ``anndata.io.read_elem`` reads every one of them. Arrays of
-numbers, categories and dicts are written here, arrays and sparse matrices read, since importing
-anndata takes longer than most steps on tables do; all else goes through anndata.
+numbers, categories and dicts are written and read here, sparse matrices and texts read, since
+importing anndata takes longer than most steps on tables do; all else goes through anndata.
 """
 
 import hashlib
@@ -156,6 +156,17 @@ def _read_element(element: h5py.Dataset | h5py.Group) -> Any:
 
         parts = tuple(element[name][()] for name in ("data", "indices", "indptr"))
         return getattr(sparse, encoding)(parts, shape=tuple(element.attrs["shape"]))
+    if encoding == "categorical":
+        import pandas as pd
+
+        codes, names = element["codes"][()], element["categories"]
+        if names.attrs.get("encoding-type") == "string-array":
+            is_ordered = bool(element.attrs["ordered"])
+            return pd.Categorical.from_codes(codes, names.asstr()[()], ordered=is_ordered)
+    if encoding == "dict":
+        return {name: _read_element(item) for name, item in element.items()}
+    if encoding == "string":
+        return element.asstr()[()]
     from anndata.io import read_elem
 
     return read_elem(element)

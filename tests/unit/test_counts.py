@@ -48,6 +48,21 @@ def same(found, expected):
         np.testing.assert_array_equal(getattr(found, part), getattr(expected, part))
 
 
+def test_columns_are_as_anndata_reads_them(tmp_path, write_counts, X):
+    columns = {
+        "plain": pd.Categorical(list("ab") * 25),
+        "gaps": pd.Categorical([*list("zβ") * 24, None, "z"], categories=["z", "β", "no one"]),
+        "ordered": pd.Categorical(["low", "high"] * 25, ["low", "high"], ordered=True),
+        "numbers": pd.Categorical([3, 1] * 25),
+        "text": ["x, y"] * 50,
+        "flag": np.arange(50) % 2 == 0,
+    }
+    obs = pd.DataFrame(columns, index=[f"cell {i}" for i in range(50)])
+    store = Counts(write_counts(tmp_path, X, obs, dtype=np.uint32))
+    expected = store.table("obs")[list(columns)].reset_index(drop=True)
+    pd.testing.assert_frame_equal(store.obs(list(columns)), expected, check_exact=True)
+
+
 def test_what_the_store_tells(store, X):
     assert store.shape == (50, 30)
     assert store.summary["nnz"] == X.nnz

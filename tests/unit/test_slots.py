@@ -263,3 +263,29 @@ def test_digests_of_other_files(tmp_path):
     with h5py.File(tmp_path / "10x.h5", "w") as file:
         file.create_group("matrix")
     assert slots.digest_of(tmp_path / "10x.h5") is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pd.Categorical(["b", "a", None, "b"]),
+        pd.Categorical(["low", "high"], categories=["low", "high", "no one"], ordered=True),
+        pd.Categorical([3, 1, 3]),
+        pd.Categorical([]),
+        {"flavor": "seurat", "deeper": {"n": np.int64(3), "empty": {}}, "β": np.arange(3)},
+        "text",
+    ],
+    ids=str,
+)
+def test_what_is_read_here_is_as_anndata_reads_it(tmp_path, value):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        write_elem(file.create_group("uns"), "value", value)
+        expected = read_elem(file["uns/value"])
+    found = slots.read(tmp_path / "a.h5", "uns/value")
+    if isinstance(value, pd.Categorical):
+        assert found.equals(expected)
+        assert found.dtype == expected.dtype
+        assert found.categories.dtype == expected.categories.dtype
+        assert found.codes.dtype == expected.codes.dtype
+    else:
+        assert repr(found) == repr(expected)
