@@ -11,7 +11,6 @@ Settings: ``dpi`` and ``formats`` of section ``figures``, ``batch_key``, ``label
 ``annotations``. Inputs: ``counts.zarr`` (obs) and step files. Output: a folder.
 """
 
-import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 from scrna import slots
 from scrna.celltypes import cell_types, place_of
 from scrna.counts import Counts, kept
+from scrna.log import hush_fonts
 from scrna.step import provenance, run, step
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def figures(
     UserError
         If the annotations name a cluster that there is not.
     """
-    # which tells at its first import that it looks for fonts
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    hush_fonts()
     from scrna.drawing import save_folder
 
     drawn = pictures(

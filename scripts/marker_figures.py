@@ -10,7 +10,6 @@ filter, normalize, ``markers.csv``, umap, and the clustering unless the groups a
 Output: a folder.
 """
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ import numpy as np
 from scrna import expression, slots
 from scrna.celltypes import cell_types
 from scrna.groups import groups_of
-from scrna.log import log
+from scrna.log import hush_fonts, log
 from scrna.step import provenance, run, step
 
 if TYPE_CHECKING:
@@ -75,8 +74,7 @@ def marker_figures(
     UserError
         If a gene is not there, or a cluster that is named.
     """
-    # which tells at its first import that it looks for fonts
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    hush_fonts()
     from scrna.drawing import save_folder
 
     drawn = pictures(

@@ -9,12 +9,12 @@ Settings: ``dpi`` and ``formats`` of section ``figures``, and ``batch_key``. Inp
 (obs), ``filter.csv`` and step files. Output: a folder.
 """
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from scrna import slots
 from scrna.counts import Counts, kept
+from scrna.log import hush_fonts
 from scrna.step import provenance, run, step
 
 
@@ -45,8 +45,7 @@ def qc_figures(
     batch_key
         obs columns of batches, the first of which the violins go by; none shows the cells as one.
     """
-    # which tells at its first import that it looks for fonts
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    hush_fonts()
     from scrna.drawing import save_folder
 
     drawn = pictures(counts, qc, filtered, table, batch_key=batch_key)

@@ -5,6 +5,7 @@ the same call, the step makes that call; where they do not, the function is here
 for both.
 """
 
+from collections.abc import Callable
 from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
@@ -380,12 +381,12 @@ def leiden(graph, resolution: float, *, n_iterations: int, backend: str, seed: i
     The cluster of each cell, numbered from 0.
     """
     if backend == "gpu":
-        pylibcugraph = imports.need("pylibcugraph")
-        handle, joined = _cugraph(graph)
-        found = pylibcugraph.leiden(
-            handle, seed, joined, n_iterations, resolution, theta=1.0, do_expensive_check=False
+        return _by_cugraph(
+            graph,
+            lambda cugraph, handle, joined: cugraph.leiden(
+                handle, seed, joined, n_iterations, resolution, theta=1.0, do_expensive_check=False
+            ),
         )
-        return _by_vertex(*found[:2])
     from anndata import AnnData
 
     adata = AnnData(obsp={"connectivities": graph}, shape=(graph.shape[0], 0))
@@ -418,11 +419,13 @@ def louvain(graph, resolution: float, *, backend: str, seed: int) -> np.ndarray:
     The cluster of each cell, numbered from 0.
     """
     if backend == "gpu":
-        pylibcugraph = imports.need("pylibcugraph")
-        handle, joined = _cugraph(graph)
-        # 100 levels, and what an improvement is, as rapids-singlecell has them
-        found = pylibcugraph.louvain(handle, joined, 100, 1e-7, resolution, False)
-        return _by_vertex(*found[:2])
+        return _by_cugraph(
+            graph,
+            # 100 levels, and what an improvement is, as rapids-singlecell has them
+            lambda cugraph, handle, joined: cugraph.louvain(
+                handle, joined, 100, 1e-7, resolution, False
+            ),
+        )
     import random
 
     import igraph
@@ -437,15 +440,19 @@ def louvain(graph, resolution: float, *, backend: str, seed: int) -> np.ndarray:
     return np.asarray(found.membership)
 
 
-def _cugraph(graph):
-    """Bring a symmetric graph to the GPU as cuGraph's; gives its resources' handle as well."""
-    import cupy
-    from pylibcugraph import GraphProperties, ResourceHandle, SGGraph
+def _by_cugraph(graph, cluster: Callable) -> np.ndarray:
+    """Cluster a symmetric graph by a function of cuGraph's; in the order of the cells.
 
-    handle = ResourceHandle()
-    joined = SGGraph(
+    The function is called with cuGraph's library, a handle and the graph on the GPU, and gives
+    vertices and their clusters first.
+    """
+    import cupy
+
+    cugraph = imports.need("pylibcugraph")
+    handle = cugraph.ResourceHandle()
+    joined = cugraph.SGGraph(
         handle,
-        GraphProperties(is_symmetric=True, is_multigraph=False),
+        cugraph.GraphProperties(is_symmetric=True, is_multigraph=False),
         cupy.asarray(graph.indptr, dtype=cupy.int32),
         cupy.asarray(graph.indices, dtype=cupy.int32),
         weight_array=cupy.asarray(graph.data, dtype=cupy.float32),
@@ -454,17 +461,10 @@ def _cugraph(graph):
         do_expensive_check=False,
         input_array_format="CSR",
     )
-    return handle, joined
-
-
-def _by_vertex(vertices, clusters) -> np.ndarray:
-    """Put cuGraph's clusters into the order of the cells, in the CPU's memory."""
-    import cupy
-
-    vertices, clusters = cupy.asarray(vertices), cupy.asarray(clusters)
+    vertices, clusters = map(cupy.asarray, cluster(cugraph, handle, joined)[:2])
     ordered = cupy.empty_like(clusters)
     ordered[vertices] = clusters
-    return ordered.get()
+    return to_host(ordered)
 
 
 def pieces(graph, *, backend: str) -> tuple[int, np.ndarray]:

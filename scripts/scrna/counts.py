@@ -406,14 +406,7 @@ def _to_gpu(array, span: slice):
 def _column(element):
     """Read a column of a DataFrame in the store: categories without importing anndata."""
     if element.attrs["encoding-type"] == "categorical":
-        import pandas as pd
-
-        names = element["categories"]
-        if names.attrs["encoding-type"] == "string-array":
-            is_ordered = bool(element.attrs["ordered"])
-            return pd.Categorical.from_codes(
-                element["codes"][:], names[:].astype(object), ordered=is_ordered
-            )
+        return slots.read_categories(element)
     from anndata.io import read_elem
 
     return read_elem(element)

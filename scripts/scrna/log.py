@@ -59,6 +59,11 @@ def send_logs(handlers: list[logging.Handler]) -> None:
     warnings.showwarning = _log_warning
 
 
+def hush_fonts() -> None:
+    """Leave out that matplotlib looks for fonts, which it tells at its first import."""
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+
+
 def share_terminal(logger: logging.Logger) -> None:
     """Let another program's lines on the terminal clear a bar first: those of Snakemake.
 

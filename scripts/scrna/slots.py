@@ -116,6 +116,30 @@ def digest_of(path: Path) -> str | None:
     return None
 
 
+def read_categories(element) -> Any:
+    """Read a categorical column as anndata does, without importing it where they are texts.
+
+    Parameters
+    ----------
+    element
+        Its group, of HDF5 or zarr.
+
+    Returns
+    -------
+    `pandas.Categorical`.
+    """
+    names = element["categories"]
+    if names.attrs["encoding-type"] != "string-array":
+        from anndata.io import read_elem
+
+        return read_elem(element)
+    import pandas as pd
+
+    texts = names.asstr() if isinstance(names, h5py.Dataset) else names
+    texts, is_ordered = np.asarray(texts[...], dtype=object), bool(element.attrs["ordered"])
+    return pd.Categorical.from_codes(element["codes"][...], texts, ordered=is_ordered)
+
+
 def _names(file: h5py.File) -> list[str]:
     return [f"{slot}/{name}" for slot in file for name in file[slot]]
 
@@ -157,12 +181,7 @@ def _read_element(element: h5py.Dataset | h5py.Group) -> Any:
         parts = tuple(element[name][()] for name in ("data", "indices", "indptr"))
         return getattr(sparse, encoding)(parts, shape=tuple(element.attrs["shape"]))
     if encoding == "categorical":
-        import pandas as pd
-
-        codes, names = element["codes"][()], element["categories"]
-        if names.attrs.get("encoding-type") == "string-array":
-            is_ordered = bool(element.attrs["ordered"])
-            return pd.Categorical.from_codes(codes, names.asstr()[()], ordered=is_ordered)
+        return read_categories(element)
     if encoding == "dict":
         return {name: _read_element(item) for name, item in element.items()}
     if encoding == "string":

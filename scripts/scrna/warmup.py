@@ -95,8 +95,7 @@ def _umap(adata, backend: str) -> None:
 
 def _leiden(adata, backend: str) -> None:
     _neighbors(adata, backend)
-    graph = adata.obsp["connectivities"]
-    graph = graph.get() if hasattr(graph, "get") else graph
+    graph = backends.to_host(adata.obsp["connectivities"])
     backends.leiden(graph, 1.0, n_iterations=1, backend=backend, seed=0)
 
 
