@@ -53,9 +53,12 @@ def need(library: str) -> ModuleType:
 
 
 def freeze() -> None:
-    """Keep what there is out of later garbage collections, a quarter of a second each."""
-    gc.collect()
+    """Keep what there is out of garbage collections, a quarter of a second each, and begin these.
+
+    What of it is garbage stays as well.
+    """
     gc.freeze()
+    gc.enable()
 
 
 def _timed(library: str) -> None:
@@ -76,8 +79,8 @@ def _run(libraries: Sequence[str], then: Callable[[], None]) -> None:
                 log.exception("%s could not be imported", library)
             finally:
                 _ready[library].set()
-        freeze()
     finally:
+        gc.collect()  # a step that ran meanwhile may have left a matrix
+        freeze()
         sys.setswitchinterval(interval)
-        gc.enable()
     then()

@@ -63,6 +63,7 @@ def dask_setup(worker) -> None:
     except Exception as error:
         _trouble = error
         log.exception("the worker could not be prepared")
+    imports.freeze()
     if seat := _seat_of(worker, settings):  # steps go to whichever process has it at their turn
         worker.state.total_resources[seat] = worker.state.available_resources[seat] = 1
     if not _trouble:
@@ -86,7 +87,6 @@ def _prepare(settings: dict[str, Any]) -> None:
         backend.load("cpu")
     step.configure(settings["config"])
     cache.start()
-    imports.freeze()
 
 
 def _go_on(settings: dict[str, Any], seat: str | None) -> None:

@@ -228,6 +228,19 @@ def workers(engine) -> list[psutil.Process]:
     return server.children()
 
 
+def test_workers_look_for_garbage_but_not_while_they_import(warm):
+    body = """
+    import gc, sys
+    log.info("looks: %s, kept out: %d", gc.isenabled(), gc.get_freeze_count())
+    log.info("imported without: %s", "without_gc" in sys.modules)
+    slots.write(out, {"obs/a": np.arange(1)})
+    """
+    said = warm.run(body).log
+    assert "looks: True" in said
+    assert "imported without: True" in said
+    assert int(re.search(r"kept out: (\d+)", said)[1]) > 100_000
+
+
 def test_a_rules_process_is_light_and_quick(warm):
     before = os.times()
     ended = warm.run(PID)
