@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from scrna import slots
-from scrna.counts import Block, Counts, in_order, kept, log_normalize, row_ranges
+from scrna.counts import Counts, in_order, kept, log_normalize, row_ranges
 from scrna.log import log
 from scrna.progress import Progress
 from scrna.step import run, step
@@ -73,8 +73,7 @@ def _write(
         if not log_normalized:
             return None, rows
         start = int(first[span[0]])
-        stop = start + counts.shape[0]
-        block = Block(start, stop, counts.data, counts.indices, counts.indptr)
+        block = counts._replace(start=start, stop=start + counts.stop)
         return rows._replace(data=log_normalize(block, factor)), rows
 
     with ExitStack() as stack:

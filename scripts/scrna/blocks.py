@@ -17,7 +17,7 @@ import numpy as np
 
 from scrna import cache, execution, passes, slots
 from scrna.backend import arrays, csr_matrix, start_gpu, to_host
-from scrna.counts import Block, Counts, columns_of, in_order, kept, log_normalize
+from scrna.counts import Counts, columns_of, in_order, kept, log_normalize
 from scrna.log import log
 from scrna.progress import Progress
 from scrna.sizes import BLOCK_NNZ, BYTES_AT_WORK, GPU_MAX_NNZ, step_bytes
@@ -347,12 +347,12 @@ def _in_blocks(store: Counts, backend: str, cells, genes, factor):
 
 def _taken(path: Path, span: tuple[int, int], mask, columns, factor, backend: str):
     """Read a block of the kept cells and genes, log-normalised where there is a factor."""
-    matrix = _opened(path).take(*span, backend, mask, columns)
-    if factor is not None:
-        block = Block(0, matrix.shape[0], matrix.data, matrix.indices, matrix.indptr)
-        matrix.data = log_normalize(block, factor)
-    passes.tell(matrix.shape[0])
-    return matrix
+    store = _opened(path)
+    block = store.take(*span, backend, mask, columns)
+    data = block.data if factor is None else log_normalize(block, factor)
+    passes.tell(block.stop)
+    n_genes = store.shape[1] if columns is None else len(columns)
+    return csr_matrix((data, block.indices, block.indptr), (block.stop, n_genes), backend)
 
 
 def _held(lazy, nnz: int, backend: str, client):

@@ -117,7 +117,7 @@ class Counts:
 
     def take(
         self, start: int, stop: int, backend: str, cells: np.ndarray, genes: np.ndarray | None
-    ):
+    ) -> Block:
         """Read the counts of some cells and genes of a range of cells.
 
         Parameters
@@ -129,19 +129,23 @@ class Counts:
         cells
             Mask over the cells of the range.
         genes
-            Numbers of the genes taken; None takes all.
+            Numbers of the genes taken, in their order; None takes all.
 
         Returns
         -------
-        float32 CSR, cells taken × genes taken.
+        Block of the cells taken, numbered from 0; ``data`` is float32, ``indices`` number the genes
+        taken.
         """
-        xp = arrays(backend)
         block = self.read(start, stop, backend)
-        parts = (block.data.astype(xp.float32), block.indices, block.indptr)
+        if backend == "gpu":
+            return cut(block, cells, genes, self.shape[1])
+        parts = (block.data.astype(np.float32), block.indices, block.indptr)
         matrix = csr_matrix(parts, (stop - start, self.shape[1]), backend)
         if not cells.all():
-            matrix = matrix[xp.asarray(np.flatnonzero(cells))]
-        return matrix if genes is None else matrix[:, xp.asarray(genes)]
+            matrix = matrix[np.flatnonzero(cells)]
+        if genes is not None:
+            matrix = matrix[:, genes]
+        return Block(0, matrix.shape[0], matrix.data, matrix.indices, matrix.indptr)
 
     def blocks(
         self,
@@ -195,13 +199,12 @@ class Counts:
         cells = np.ones(self.shape[0], bool) if cells is None else np.asarray(cells)
         columns = None if genes is None or np.all(genes) else np.flatnonzero(genes)
         done = 0
-        for matrix in in_order(
+        for block in in_order(
             lambda span: self.take(*span, backend, cells[slice(*span)], columns),
             self.ranges(cells),
         ):
-            stop = done + matrix.shape[0]
-            yield Block(done, stop, matrix.data, matrix.indices, matrix.indptr)
-            done = stop
+            yield block._replace(start=done, stop=done + block.stop)
+            done += block.stop
 
     def matrix(
         self,
@@ -256,6 +259,39 @@ class Counts:
             msg = f"{self.path} does not have the {nnz:,} non-zeros of the filter: run qc anew"
             raise ValueError(msg)
         return matrix
+
+
+def cut(block: Block, cells: np.ndarray, genes: np.ndarray | None, n_vars: int) -> Block:
+    """Cut a block to some of its cells and genes, all non-zeros at once, as a GPU likes it.
+
+    CuPy's own indexing, first of rows, then of columns, takes longer than reading the block.
+
+    Parameters
+    ----------
+    block
+        Counts, NumPy's or CuPy's arrays.
+    cells, genes, n_vars
+        Mask over its cells, numbers of the genes taken in their order or None, and how many there
+        are.
+
+    Returns
+    -------
+    As `Counts.take`.
+    """
+    xp = np if isinstance(block.indices, np.ndarray) else arrays("gpu")
+    indices = block.indices
+    if genes is not None:
+        numbers = np.full(n_vars, -1, dtype=np.int32)
+        numbers[genes] = np.arange(len(genes), dtype=np.int32)
+        indices = xp.asarray(numbers)[indices]
+    stays = indices >= 0
+    if not cells.all():
+        stays &= xp.asarray(cells)[block.rows]
+    places = xp.flatnonzero(stays)
+    bounds = np.append(np.flatnonzero(cells), len(cells))  # cells left out have no non-zeros now
+    indptr = xp.searchsorted(places, block.indptr[xp.asarray(bounds)]).astype(xp.int32)
+    data = block.data[places].astype(xp.float32)
+    return Block(0, len(bounds) - 1, data, indices[places], indptr)
 
 
 def joined(blocks: Iterable[Block], shape: tuple[int, int], nnz: int, backend: str):

@@ -4,7 +4,7 @@ import pytest
 import scipy.sparse as sp
 
 from scrna import counts as counts_module
-from scrna.counts import Block, Counts, in_order, log_normalize, row_ranges
+from scrna.counts import Block, Counts, cut, in_order, log_normalize, row_ranges
 
 BLOCK_SIZES = [1, 13, 60, 2**24]
 
@@ -151,6 +151,23 @@ def test_kept_blocks_hold_the_same(store, X, masks, monkeypatch, nnz):
         part = sp.csr_matrix((block.data, block.indices, block.indptr), shape)
         same(part, expected[block.start : done])
     assert done == cells.sum()
+
+
+@pytest.mark.parametrize("nnz", BLOCK_SIZES)
+@pytest.mark.parametrize("taken", ["both", "cells", "genes", "all", "no cell", "no gene"])
+def test_what_the_gpu_cuts_blocks_by_is_slicing(store, X, masks, monkeypatch, nnz, taken):
+    monkeypatch.setattr(counts_module, "BLOCK_NNZ", nnz)
+    cells = masks[0] if taken in ("both", "cells") else np.full(50, taken != "no cell")
+    genes = {"both": masks[1], "genes": masks[1], "no gene": np.zeros(30, bool)}.get(taken)
+    numbers = None if genes is None else np.flatnonzero(genes)
+    for block in store.blocks():
+        kept = cells[block.start : block.stop]
+        found = cut(block, kept, numbers, 30)
+        part = X[block.start : block.stop][kept]
+        expected = part if genes is None else part[:, genes]
+        assert (found.start, found.stop) == (0, kept.sum())
+        assert found.data.dtype == np.float32
+        same(sp.csr_matrix((found.data, found.indices, found.indptr), expected.shape), expected)
 
 
 def test_masks_that_take_no_count(store):
