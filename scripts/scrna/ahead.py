@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from scrna import blocks, cache
+from scrna.backend import load
 from scrna.log import log
 
 
@@ -30,6 +31,7 @@ def begin(wanted: Mapping[str, Any], backend: str) -> None:
 def _read(wanted: Mapping[str, Any], backend: str) -> None:
     files = [Path(wanted[name]) for name in ("counts", "filtered", "normalized")]
     try:
+        load(backend)  # beside each other, importing and reading took longer than in turn
         if wanted["execution"] != "blocks" and blocks.read_ahead(
             "markers", *files, backend=backend, method=wanted["method"]
         ):

@@ -55,7 +55,7 @@ def need(library: str) -> ModuleType:
 def freeze() -> None:
     """Keep what there is out of garbage collections, a quarter of a second each, and begin these.
 
-    What of it is garbage stays as well.
+    What of it is garbage stays as well, so this is for moments in which no step has left any.
     """
     gc.freeze()
     gc.enable()
@@ -72,15 +72,16 @@ def _run(libraries: Sequence[str], then: Callable[[], None]) -> None:
     interval = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH)
     try:
-        for library in libraries:
+        for place, library in enumerate(libraries):
             try:
                 _timed(library)
             except Exception:
                 log.exception("%s could not be imported", library)
             finally:
+                if place == 0:  # the steps that make much still wait for it
+                    gc.freeze()
                 _ready[library].set()
     finally:
-        gc.collect()  # a step that ran meanwhile may have left a matrix
-        freeze()
         sys.setswitchinterval(interval)
+        gc.enable()
     then()

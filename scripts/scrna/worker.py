@@ -95,19 +95,26 @@ def _go_on(settings: dict[str, Any], seat: str | None) -> None:
         if seat != tasks.seat(0):  # the first is wanted at once
             _warm_up("cpu")
         return
-    libraries = ["rapids_singlecell"]
-    if seat and settings["ahead"]:  # the clusters are found elsewhere, and the markers wait
-        ahead.begin(settings["ahead"], "gpu")
-    else:
-        libraries.append("pylibcugraph")
+    is_ahead = bool(seat and settings["ahead"])
+    # then the clusters are found elsewhere, and the markers wait
+    libraries = ["rapids_singlecell"] if is_ahead else ["rapids_singlecell", "pylibcugraph"]
     imports.begin(libraries, partial(_warm_up, "gpu") if seat else lambda: None)
+    if is_ahead:
+        ahead.begin(settings["ahead"], "gpu")
 
 
 def _warm_up(where: str) -> None:
     """Make the libraries' first calls where no step waits."""
-    timer = Timer(_IDLE, _steps.submit, [next_call, _due, where, _steps.submit])
+    timer = Timer(_IDLE, _steps.submit, [_make_first_calls, where])
     timer.daemon = True
     timer.start()
+
+
+def _make_first_calls(where: str) -> None:
+    """Begin with them; no step runs in this thread at the moment."""
+    gc.collect()
+    imports.freeze()
+    next_call(_due, where, _steps.submit)
 
 
 def _die_with_parent() -> None:
