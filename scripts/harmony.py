@@ -24,7 +24,6 @@ from scrna.counts import Counts, kept
 from scrna.errors import UserError
 from scrna.execution import decide
 from scrna.log import log
-from scrna.numbered import cell_numbers
 from scrna.step import run, step
 
 #: Harmony makes one soft cluster of this many cells.
@@ -101,7 +100,7 @@ def harmony(
     after = before.copy()
     after[large] = backends.harmony(
         before[large],
-        batches.set_axis(cell_numbers(len(batches))),
+        batches,
         theta=theta if isinstance(theta, list) else [theta] * len(batch_key),
         sigma=sigma,
         lamb=ridge_lambda,
@@ -115,7 +114,7 @@ def harmony(
         msg = "Harmony returned values that are not finite; try a smaller theta or another seed"
         raise ArithmeticError(msg)
     slots.write(out, {"obsm/X_pca_harmony": after})
-    some = slice(None, None, max(1, len(after) // 100_000))
+    some = slice(None, None, max(1, len(after) // 10_000))
     before, moved = before[some], after[some] - before[some]
     shares = np.linalg.norm(moved, axis=1) / np.linalg.norm(before, axis=1)
     log.info(

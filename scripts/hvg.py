@@ -23,6 +23,7 @@ from scrna.backend import load, pearson_residual_genes
 from scrna.counts import Counts, kept
 from scrna.errors import UserError
 from scrna.log import log
+from scrna.numbered import nameless
 from scrna.step import run, step
 
 #: Smaller batches do not rank genes: a mean over them says too little.
@@ -147,9 +148,8 @@ def rank_genes(
         If the flavor cannot rank the genes.
     """
     import pandas as pd
-    from anndata import AnnData
 
-    adata = AnnData(matrix, var=pd.DataFrame(index=genes))
+    adata = nameless(matrix.shape[0], matrix, var=pd.DataFrame(index=genes))
     if batch_key:
         adata, batch_key = in_batches(adata, batches, batch_key)
     if flavor == "pearson_residuals":

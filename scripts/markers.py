@@ -28,7 +28,7 @@ from scrna.execution import usable_memory
 from scrna.files import replacing
 from scrna.groups import groups_of
 from scrna.log import log
-from scrna.numbered import cell_numbers
+from scrna.numbered import nameless
 from scrna.step import run, step
 
 _FIELDS = ["names", "scores", "logfoldchanges", "pvals", "pvals_adj"]
@@ -91,7 +91,6 @@ def markers(
         If no group is large enough, or fewer than two for logistic regression.
     """
     import pandas as pd
-    from anndata import AnnData
 
     genes = kept(filtered)[1]
     labels = groups_of(counts, filtered, clusters, groupby)
@@ -102,7 +101,6 @@ def markers(
         )
         _write(out, table, {}, pd.DataFrame(columns=["group", *_FIELDS, *_FRACTIONS.values()]))
         return
-    obs = pd.DataFrame({groupby: labels}, index=cell_numbers(len(labels)))
     var = pd.DataFrame(index=Counts(counts).genes()[genes])
     own = {"tie_correct": tie_correct} if method.startswith("wilcoxon") else {}
     with blocks.matrix(
@@ -116,7 +114,8 @@ def markers(
         n_groups=len(tested),
         needs_client=method == "logreg",
     ) as matrix:
-        adata = AnnData(matrix, obs=obs, var=var, uns={"log1p": {"base": None}})
+        log1p = {"base": None}
+        adata = nameless(len(labels), matrix, obs={groupby: labels}, var=var, uns={"log1p": log1p})
         if method == "wilcoxon_binned":
             own |= BINS | {"chunk_size": genes_at_once(len(tested), adata.n_vars, backend)}
         load(backend).tl.rank_genes_groups(

@@ -25,6 +25,7 @@ from scrna.errors import UserError
 from scrna.execution import check_graph, decide
 from scrna.graphs import representation
 from scrna.log import log
+from scrna.numbered import nameless
 from scrna.step import note, run, step
 
 #: Approximate searches of the GPU with their settings, fastest first: `auto` tries one after the
@@ -151,9 +152,7 @@ def _search(
     array, key: str, n_neighbors: int, metric: str, search, how: dict, backend: str, seed: int
 ):
     """Make the graph with the backend's library."""
-    from anndata import AnnData
-
-    adata = AnnData(obsm={key: array})
+    adata = nameless(len(array), obsm={key: array})
     own = {"algorithm": search, "algorithm_kwds": how} if backend == "gpu" else {}
     load(backend).pp.neighbors(
         adata, n_neighbors=n_neighbors, use_rep=key, metric=metric, random_state=seed, **own

@@ -22,7 +22,7 @@ from scrna.backend import computed, load, to_host
 from scrna.counts import Counts, kept
 from scrna.errors import UserError
 from scrna.log import log
-from scrna.numbered import cell_numbers
+from scrna.numbered import nameless
 from scrna.step import run, step
 
 
@@ -78,9 +78,6 @@ def pca(
         If a column of regress_out is not there, not numeric or has missing values, or a single
         gene is left to compute components of.
     """
-    import pandas as pd
-    from anndata import AnnData
-
     tools = load(backend)
     n_genes = int(kept(filtered)[1].sum())
     used = slots.read(hvg, "var/highly_variable") if use_highly_variable else np.ones(n_genes, bool)
@@ -98,8 +95,7 @@ def pca(
         zero_center=zero_center,
         solver=solver,
     ) as matrix:
-        obs = pd.DataFrame(covariates, index=cell_numbers(matrix.shape[0]))
-        adata = AnnData(matrix, obs=obs)
+        adata = nameless(matrix.shape[0], matrix, obs=covariates)
         if regress_out:
             tools.pp.regress_out(adata, regress_out)
         if scale:
@@ -115,13 +111,14 @@ def pca(
             mask_var=None,
             random_state=seed,
         )
-        components = np.asarray(to_host(computed(adata.obsm["X_pca"])), dtype=np.float32)
+        found = computed(adata.obsm["X_pca"]).astype(np.float32, copy=False)
+        components = to_host(found)
     loadings = np.zeros((n_genes, n_comps), dtype=np.float32)
     loadings[used] = to_host(adata.varm["PCs"])
     variance = {name: np.asarray(adata.uns["pca"][name]) for name in ("variance", "variance_ratio")}
     if zero_center:
         # that of the sample, n - 1: some solvers of both libraries give it divided by n
-        variance["variance"] = components.var(axis=0, ddof=1, dtype=np.float64)
+        variance["variance"] = to_host(found.var(axis=0, ddof=1, dtype=np.float64))
     # as scanpy names them: sc.tl.ingest looks for the first two
     params = {"zero_center": zero_center, "use_highly_variable": use_highly_variable}
     params |= {"mask_var": "highly_variable"} if use_highly_variable else {}

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from scrna import imports
+from scrna.numbered import nameless
 
 #: Cells up to which the neighbors that t-SNE starts from are searched exactly on the GPU.
 EXACT_UP_TO = 200_000
@@ -188,9 +189,7 @@ def harmony(
     The corrected representation, cells × components, float32.
     """
     if backend == "gpu":
-        from anndata import AnnData
-
-        adata = AnnData(obs=batches, obsm={"X_pca": representation})
+        adata = nameless(len(batches), obs=batches, obsm={"X_pca": representation})
         load("gpu").pp.harmony_integrate(
             adata,
             list(batches.columns),
@@ -387,9 +386,7 @@ def leiden(graph, resolution: float, *, n_iterations: int, backend: str, seed: i
                 handle, seed, joined, n_iterations, resolution, theta=1.0, do_expensive_check=False
             ),
         )
-    from anndata import AnnData
-
-    adata = AnnData(obsp={"connectivities": graph}, shape=(graph.shape[0], 0))
+    adata = nameless(graph.shape[0], obsp={"connectivities": graph})
     load("cpu").tl.leiden(
         adata,
         resolution,

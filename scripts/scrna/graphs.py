@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from scrna import slots
-from scrna.numbered import cell_numbers
+from scrna.numbered import nameless
 
 
 def open_graph(neighbors: Path):
@@ -20,13 +20,9 @@ def open_graph(neighbors: Path):
     -------
     AnnData of the kept cells without genes: ``obsp["connectivities"]`` and ``uns["neighbors"]``.
     """
-    import pandas as pd
-    from anndata import AnnData
-
     graph = slots.read(neighbors, "obsp/connectivities")
-    obs = pd.DataFrame(index=cell_numbers(graph.shape[0]))
     uns = {"neighbors": slots.read(neighbors, "uns/neighbors")}
-    return AnnData(obs=obs, obsp={"connectivities": graph}, uns=uns)
+    return nameless(graph.shape[0], obsp={"connectivities": graph}, uns=uns)
 
 
 def representation(path: Path, n_pcs: int) -> tuple[str, np.ndarray]:
