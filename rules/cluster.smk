@@ -12,7 +12,7 @@ rule leiden:
         "benchmarks/{dataset}/{rep}/leiden.tsv"
     conda:
         environment
-    threads: THREADS
+    threads: STEP_THREADS
     resources:
         gpu=GPU,
         mem_mb=memory("leiden"),
@@ -36,7 +36,7 @@ rule louvain:
         "benchmarks/{dataset}/{rep}/louvain.tsv"
     conda:
         environment
-    threads: THREADS
+    threads: STEP_THREADS
     resources:
         gpu=GPU,
         mem_mb=memory("louvain"),

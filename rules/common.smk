@@ -18,7 +18,7 @@ from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
 
 from scrna import config as checks
-from scrna import execution, feedback, machine, parameters
+from scrna import execution, feedback, machine, parameters, scheduling
 from scrna.code import code_digest, page_digest, remember
 from scrna.decisions import decided
 from scrna.errors import UserError
@@ -87,6 +87,16 @@ GPU = int(BACKEND == "gpu")
 # and much of a small step is one thread that imports. A job elsewhere has its cores to itself.
 CORES = workflow.cores or 1
 THREADS = max(1, CORES // 2) if workflow.is_main_process else CORES
+# A worker on the GPU takes one step at a time. The process of the next rule may start meanwhile and wait
+# for its turn, with half of a rule's cores each: the other rules keep theirs.
+NEXT_MAY_WAIT = bool(
+    GPU
+    and CORES >= 4
+    and workflow.is_main_process
+    and config["worker"] != "none"
+    and not is_elsewhere(SCHEDULER)
+)
+STEP_THREADS = THREADS // 2 if NEXT_MAY_WAIT else THREADS
 # `worker: auto` starts one for as many steps: on a CPU it takes as long as importing scanpy does.
 FEWEST_FOR_WORKER = {"gpu": 1, "cpu": 6}
 
@@ -275,9 +285,7 @@ def begin_run():
     global run_lock, engine, begun
     begun = time.time()
     if not workflow.non_local_exec:
-        # Its limit of 100 jobs a second starts a timer of 1 s with every job, for the last of which
-        # Snakemake waits before it ends. On one machine the cores are the limit.
-        workflow.scheduler.job_rate_limiter = None
+        scheduling.lift_rate_limit(workflow.scheduler)
     try:
         run_lock = directory_lock(os.getcwd())
         if SCHEDULER:
@@ -296,6 +304,8 @@ def begin_run():
                 threads=THREADS,
                 ahead=matrix_to_come(),
             )
+            if NEXT_MAY_WAIT:
+                scheduling.admit_one_more(workflow.scheduler, "gpu")
     except UserError as error:
         raise WorkflowError(str(error)) from None
 

@@ -12,7 +12,7 @@ rule neighbors:
         "benchmarks/{dataset}/{rep}/neighbors.tsv"
     conda:
         environment
-    threads: THREADS
+    threads: STEP_THREADS
     resources:
         gpu=GPU,
         mem_mb=memory("neighbors"),
@@ -37,7 +37,7 @@ rule umap:
         "benchmarks/{dataset}/{rep}/umap.tsv"
     conda:
         environment
-    threads: THREADS
+    threads: STEP_THREADS
     resources:
         gpu=GPU,
         mem_mb=memory("umap"),
@@ -61,7 +61,7 @@ rule tsne:
         "benchmarks/{dataset}/{rep}/tsne.tsv"
     conda:
         environment
-    threads: THREADS
+    threads: STEP_THREADS
     resources:
         gpu=GPU,
         mem_mb=memory("tsne"),

@@ -16,7 +16,7 @@ rule pca:
         "benchmarks/{dataset}/pca.tsv"
     conda:
         environment
-    threads: THREADS
+    threads: STEP_THREADS
     resources:
         gpu=GPU,
         mem_mb=memory("pca"),
@@ -43,7 +43,7 @@ rule harmony:
         "benchmarks/{dataset}/harmony.tsv"
     conda:
         environment
-    threads: THREADS
+    threads: STEP_THREADS
     resources:
         gpu=GPU,
         mem_mb=memory("harmony"),

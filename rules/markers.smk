@@ -16,7 +16,7 @@ rule markers:
         "benchmarks/{dataset}/{rep}/markers.tsv"
     conda:
         environment
-    threads: THREADS
+    threads: STEP_THREADS
     resources:
         gpu=GPU,
         mem_mb=memory("markers"),

@@ -12,7 +12,7 @@ rule qc:
         "benchmarks/{dataset}/qc.tsv"
     conda:
         environment
-    threads: THREADS
+    threads: STEP_THREADS
     resources:
         gpu=GPU,
         mem_mb=memory("qc"),
@@ -68,7 +68,7 @@ rule normalize:
         "benchmarks/{dataset}/normalize.tsv"
     conda:
         environment
-    threads: THREADS
+    threads: STEP_THREADS
     resources:
         gpu=GPU,
         mem_mb=memory("normalize"),
@@ -94,7 +94,7 @@ rule hvg:
         "benchmarks/{dataset}/hvg.tsv"
     conda:
         environment
-    threads: THREADS
+    threads: STEP_THREADS
     resources:
         gpu=GPU,
         mem_mb=memory("hvg"),

@@ -16,7 +16,7 @@ rule trajectory:
         "benchmarks/{dataset}/{rep}/trajectory.tsv"
     conda:
         environment
-    threads: THREADS
+    threads: STEP_THREADS
     resources:
         gpu=GPU,
         mem_mb=memory("trajectory"),

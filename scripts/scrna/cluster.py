@@ -325,8 +325,10 @@ def _serve(
         def is_wanted() -> bool:
             return not connection.poll()  # a process that waits says nothing
 
+        begun = time.monotonic()
         try:
             with _turn(seats, is_wanted) as seat:
+                waited = time.monotonic() - begun
                 outcome = tasks.submit(
                     client,
                     request,
@@ -345,7 +347,7 @@ def _serve(
             what = f"{type(error).__name__}: {error}; its log: {settings['log']}"
             remote.send(connection, "error", f"the run's worker could not take this step: {what}")
         else:
-            remote.send(connection, "outcome", outcome)
+            remote.send(connection, "outcome", outcome | {"waited_s": waited})
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def perform(cluster: Cluster, script: Path, function: str, job: Mapping[str, Any
 
     Returns
     -------
-    What `scrna.step.perform` returns.
+    What `scrna.step.perform` returns, and ``waited_s``: seconds that the step waited for its turn.
 
     Raises
     ------
@@ -123,7 +123,7 @@ def perform(cluster: Cluster, script: Path, function: str, job: Mapping[str, Any
             outcome = tasks.submit(client, request, log_record, claims=claims, its_log=its_log)
     if outcome["failed"]:
         raise StepFailedError
-    return outcome["ended"]
+    return outcome["ended"] | {"waited_s": outcome.get("waited_s", 0.0)}
 
 
 def log_record(about: Mapping[str, Any]) -> None:

@@ -113,17 +113,21 @@ def finish(job: Mapping[str, Any], ended: Mapping[str, Any]) -> None:
     job
         What `begin` made of the rule.
     ended
-        What `scrna.step.perform` returned. Its memory goes into a file beside the benchmark, whose
-        own figures do not know the GPU's.
+        What `scrna.step.perform` or `scrna.remote.perform` returned. Its memory and its wait for
+        the worker go into a file beside the benchmark, whose own figures do not know of either.
     """
-    if ended["memory"] and job["log"]:
+    facts = dict(ended["memory"] or {})
+    if waited := round(ended.get("waited_s", 0), 1):
+        facts["waited_s"] = waited
+    if facts and job["log"]:
         from scrna.files import replacing
 
         parts = list(Path(job["log"]).parts)
         parts[parts.index("logs")] = "benchmarks"
         with replacing(Path(*parts).with_suffix(".memory.json")) as temporary:
-            temporary.write_text(json.dumps(ended["memory"]) + "\n")
-    log.info("%.1f s since the process started", _seconds_alive())
+            temporary.write_text(json.dumps(facts) + "\n")
+    turn = f", {waited:.1f} s of it until the worker had time" if waited else ""
+    log.info("%.1f s since the process started%s", _seconds_alive(), turn)
 
 
 def report(error: Exception) -> None:

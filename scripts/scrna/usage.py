@@ -1,7 +1,8 @@
 """What a finished step took: seconds, memory and the device, from the files that it left.
 
 Snakemake writes ``benchmarks/{dataset}/{rule}.tsv`` for every step; beside it lies what a GPU had
-in use (``.memory.json``); the step file in ``results/`` has the provenance.
+in use and how long the step waited for it (``.memory.json``); the step file in ``results/`` has the
+provenance.
 """
 
 import csv
@@ -27,7 +28,7 @@ class Usage:
     started
         When its process started, in seconds since 1970.
     seconds
-        From there to its end.
+        From there to its end, without what it waited for a worker that did another step.
     rss_bytes
         The most memory of the host that its process was seen to hold (Snakemake looks every few
         seconds); None for a step shorter than that, or one that a warm worker did.
@@ -81,8 +82,13 @@ def usage_of(benchmark: Path, label: str) -> Usage:
         raise ValueError(msg)
     seconds, record = float(row["s"]), _provenance(benchmark)
     gpu_bytes = None
-    if record.get("backend") == "gpu" and (facts := benchmark.with_suffix(".memory.json")).exists():
-        gpu_bytes = json.loads(facts.read_text())["peak_bytes"]
+    if (
+        record.get("backend") == "gpu"
+        and (beside := benchmark.with_suffix(".memory.json")).exists()
+    ):
+        facts = json.loads(beside.read_text())
+        gpu_bytes = facts.get("peak_bytes")
+        seconds -= facts.get("waited_s", 0)
     is_guest = record.get("worker") == "warm"  # the memory is the worker's, not this process's
     return Usage(
         label=label,

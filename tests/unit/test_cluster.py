@@ -324,6 +324,18 @@ def test_a_step_that_waits_for_its_turn_is_not_harmed_by_one_that_kills_the_work
     assert Ended(second, cold.folder).pid
 
 
+def test_what_a_step_waits_for_another_is_told(warm, cold):
+    other = Toys(cold.folder, warm.environment, warm.config)
+    first = warm.start("(out.parent / 'pid').touch(); time.sleep(1)\n" + PID)
+    eventually((warm.folder / "pid").exists)
+    second = other.run(PID)
+    assert Ended(first, warm.folder).pid == second.pid
+    told = json.loads((other.folder / "benchmarks/toy.memory.json").read_text())
+    assert 0.3 < told["waited_s"] < 2
+    assert f", {told['waited_s']:.1f} s of it until the worker had time" in second.log
+    assert not (warm.folder / "benchmarks/toy.memory.json").exists()
+
+
 @pytest.mark.slow  # with those like it
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]

@@ -199,6 +199,16 @@ def test_usage_on_a_gpu_in_a_warm_worker(job):
     assert (found.device, found.memory, found.rss_bytes) == ("NVIDIA GB10", "12.3 GB", None)
 
 
+def test_what_a_step_waited_for_the_worker_is_not_counted(job):
+    benchmark(job, 12.5)
+    os.utime(job.benchmark, (1000, 1000))
+    result(job, backend="gpu", device="NVIDIA GB10", worker="warm")
+    beside = job.benchmark.with_suffix(".memory.json")
+    beside.write_text('{"peak_bytes": 12340000000, "waited_s": 2.5}')
+    found = usage_of(job.benchmark, "umap toy/pca")
+    assert (found.started, found.seconds, found.memory) == (990, 10, "12.3 GB")
+
+
 @pytest.mark.parametrize("rss", ["NA", "", "-", "0.00"])
 def test_a_step_too_short_to_be_looked_at(job, rss):
     benchmark(job, 0.1, rss)

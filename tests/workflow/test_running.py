@@ -250,3 +250,24 @@ def test_the_spark_profile_runs_one_gpu_job_at_a_time_and_others_beside_it(code,
     first, second = sorted([a, b])
     assert first[1] <= second[0]
     assert c[0] < second[0]
+
+
+def test_with_a_worker_one_more_gpu_job_may_start_and_wait(code, tmp_path):
+    a_worker = f"""
+import sys
+sys.path.append({str(code / "scripts")!r})
+from scrna import scheduling
+
+onstart:
+    scheduling.admit_one_more(workflow.scheduler, "gpu")
+    scheduling.admit_one_more(workflow.scheduler, "no_such_limit")
+"""
+    (tmp_path / "Snakefile").write_text(GPU_RULES.replace("[ab]", "[abd]") + a_worker)
+    ran = snakemake(
+        "--profile", code / "profiles/spark", "--cores", "4", "a", "b", "d", folder=tmp_path
+    )
+    assert ran.returncode == 0, ran.stderr
+    spans = [[float(x) for x in (tmp_path / name).read_text().split()] for name in "abd"]
+    first, second, third = sorted(spans)
+    assert second[0] < first[1]
+    assert third[0] >= min(first[1], second[1])
