@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_no_two_steps_are_on_the_gpu_at_a_time(results):
     spans.sort()
     assert len(spans) >= 14
     # "started" has milliseconds
-    early = [b[0] - a[1] for a, b in zip(spans, spans[1:], strict=False)]
+    early = [b[0] - a[1] for a, b in pairwise(spans)]
     assert min(early) >= timedelta(milliseconds=-2)
 
 
