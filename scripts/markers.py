@@ -17,6 +17,7 @@ if __name__ == "__main__":  # a warm worker does the step, if there is one: noth
     hand_over(__file__, snakemake)
 
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from scrna import blocks, slots
@@ -99,10 +100,12 @@ def markers(
         log.warning(
             "%s has one group: there is no rest to tell it from, the table is empty", groupby
         )
-        _write(out, table, {}, pd.DataFrame(columns=["group", *_FIELDS, *_FRACTIONS.values()]))
+        _write(out, table, {})
         return
     var = pd.DataFrame(index=Counts(counts).genes()[genes])
     own = {"tie_correct": tie_correct} if method.startswith("wilcoxon") else {}
+    log1p = {"base": None}
+    adata = nameless(len(labels), obs={groupby: labels}, var=var, uns={"log1p": log1p})
     with blocks.matrix(
         "markers",
         counts,
@@ -114,8 +117,7 @@ def markers(
         n_groups=len(tested),
         needs_client=method == "logreg",
     ) as matrix:
-        log1p = {"base": None}
-        adata = nameless(len(labels), matrix, obs={groupby: labels}, var=var, uns={"log1p": log1p})
+        adata.X = matrix
         if method == "wilcoxon_binned":
             own |= BINS | {"chunk_size": genes_at_once(len(tested), adata.n_vars, backend)}
         load(backend).tl.rank_genes_groups(
@@ -130,7 +132,7 @@ def markers(
             **own,
         )
     ranked = adata.uns["rank_genes_groups"]
-    _write(out, table, ranked, as_table(ranked))
+    _write(out, table, ranked)
     for group in ranked["names"].dtype.names[:60]:
         top = ranked["names"][group][:5]
         log.info("markers of %s %s: %s", groupby, group, ", ".join(top))
@@ -214,9 +216,23 @@ def as_table(ranked: dict):
     return pd.DataFrame(columns)
 
 
-def _write(out: Path, table: Path, ranked: dict, found) -> None:
+def _write(out: Path, table: Path, ranked: dict) -> None:
+    """Write both files at a time: most of it is turning numbers and names into text."""
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit(_write_table, table, ranked)
+        _write_step(out, ranked)
+        written.result()
+
+
+def _write_table(table: Path, ranked: dict) -> None:
+    import pandas as pd
+
+    nothing = pd.DataFrame(columns=["group", *_FIELDS, *_FRACTIONS.values()])
     with replacing(table) as temporary, temporary.open("wb") as file:
-        file.writelines(as_csv(found))
+        file.writelines(as_csv(as_table(ranked) if ranked else nothing))
+
+
+def _write_step(out: Path, ranked: dict) -> None:
     plain = {
         name: {key: value for key, value in item.items() if value is not None}
         if name == "params"

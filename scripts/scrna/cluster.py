@@ -9,7 +9,6 @@ processes' memory, and the socket's key lies in a folder that only this user may
 can run code through it. It follows its Snakemake and is gone seconds after it, however that ended.
 """
 
-import importlib.metadata
 import json
 import logging
 import multiprocessing
@@ -237,6 +236,8 @@ def facts(backend: str, token: str) -> dict[str, str | None]:
 
 def _facts(backend: str) -> dict[str, str | None]:
     """Versions and code; of a worker, the code as it was when loaded there."""
+    import importlib.metadata  # as long as all else that the engine imports before it begins
+
     packages = PACKAGES + (GPU_PACKAGES if backend == "gpu" else [])
     known: dict[str, str | None] = {"python": platform.python_version()}
     for package in packages:

@@ -7,7 +7,7 @@ import gc
 import importlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from threading import Event, Thread, current_thread
 from types import ModuleType
 
@@ -22,27 +22,31 @@ _thread: Thread | None = None
 _ready: dict[str, Event] = {}
 
 
-def begin(libraries: Sequence[str], then: Callable[[], None]) -> None:
-    """Import libraries in a thread of its own.
+def begin(library: str, then: Callable[[], None] | None = None, *, is_first: bool = True) -> None:
+    """Import a library in a thread of its own, after one that is being imported.
 
     Parameters
     ----------
-    libraries
-        Their names, in the order in which they are needed. What fails is logged; who needs the
-        library meets it again.
+    library
+        Its name. What fails is logged; who needs the library meets it again.
     then
         Called in the thread at the end.
+    is_first
+        Whether steps that make much wait for it, so that `freeze` may follow.
     """
     global _thread
-    _ready.update((name, Event()) for name in libraries)
-    _thread = Thread(target=_run, args=(libraries, then), name=THREAD, daemon=True)
+    if library in _ready:
+        return
+    _ready[library] = Event()
+    before, rest = _thread, (then or (lambda: None), is_first)
+    _thread = Thread(target=_run, args=(library, before, *rest), name=THREAD, daemon=True)
     _thread.start()
 
 
 def need(library: str) -> ModuleType:
     """Give a library, imported by now.
 
-    One that is not among those of `begin` waits for all of these: two threads that import what
+    One that no `begin` was called for waits for all of these: two threads that import what
     depends on each other could each see half of a module.
     """
     if _thread is not None and _thread is not current_thread():
@@ -67,21 +71,20 @@ def _timed(library: str) -> None:
     log.info("%s imported in %.1f s", library, time.perf_counter() - start)
 
 
-def _run(libraries: Sequence[str], then: Callable[[], None]) -> None:
+def _run(library: str, before: Thread | None, then: Callable[[], None], is_first: bool) -> None:
+    if before is not None:
+        before.join()
     gc.disable()  # what an import makes stays
     interval = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH)
     try:
-        for place, library in enumerate(libraries):
-            try:
-                _timed(library)
-            except Exception:
-                log.exception("%s could not be imported", library)
-            finally:
-                if place == 0:  # the steps that make much still wait for it
-                    gc.freeze()
-                _ready[library].set()
+        _timed(library)
+    except Exception:
+        log.exception("%s could not be imported", library)
     finally:
-        sys.setswitchinterval(interval)
+        if is_first:
+            gc.freeze()
         gc.enable()
+        sys.setswitchinterval(interval)
+        _ready[library].set()
     then()

@@ -168,6 +168,17 @@ def run(function: Callable, snakemake) -> None:
     job = rule.begin(snakemake)
     with rule.ending():
         rule.finish(job, perform(function, job))
+    is_program = inner.__globals__.get("__name__") == "__main__"
+    if is_program and "cupy" in sys.modules and "distributed" not in sys.modules:
+        _leave()
+
+
+def _leave() -> None:
+    """End this process at once: the driver frees what it has on the GPU sooner than Python does."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def perform(function: Callable, job: Mapping[str, Any], worker: str = "own process") -> dict:

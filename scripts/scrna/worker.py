@@ -32,6 +32,9 @@ from scrna.warmup import next_call
 _POLL = 0.25  # seconds between looks whether the step is still wanted
 _IDLE = 0.5  # seconds until first calls are made: a step that waits for the worker goes first
 _PR_SET_PDEATHSIG = 1
+#: Steps that leave the interpreter to others while the GPU works: beside them the library is
+#: imported that the clusters need. Beside the first steps it made these wait.
+_QUIET = {"neighbors", "umap", "tsne"}
 
 # Steps come in one thread: libraries keep their handles on the GPU for each.
 _steps = ThreadPoolExecutor(max_workers=1, thread_name_prefix="step")
@@ -95,11 +98,8 @@ def _go_on(settings: dict[str, Any], seat: str | None) -> None:
         if seat != tasks.seat(0):  # the first is wanted at once
             _warm_up("cpu")
         return
-    is_ahead = bool(seat and settings["ahead"])
-    # then the clusters are found elsewhere, and the markers wait
-    libraries = ["rapids_singlecell"] if is_ahead else ["rapids_singlecell", "pylibcugraph"]
-    imports.begin(libraries, partial(_warm_up, "gpu") if seat else lambda: None)
-    if is_ahead:
+    imports.begin("rapids_singlecell", partial(_warm_up, "gpu") if seat else None)
+    if seat and settings["ahead"]:
         ahead.begin(settings["ahead"], "gpu")
 
 
@@ -172,6 +172,8 @@ def _perform(worker, request: dict[str, Any]) -> dict[str, Any]:
         if _trouble is not None:
             raise _trouble
         function = getattr(_load(Path(request["script"])), request["function"])
+        if request["function"] in _QUIET and job["settings"]["backend"] == "gpu":
+            imports.begin("pylibcugraph", is_first=False)
         outcome |= {"ended": step.perform(function, job, "warm"), "failed": False}
     except BaseException as error:  # a worker's thread survives whatever a step raises
         outcome["is_broken"] = error is _trouble or _breaks(error)
@@ -279,6 +281,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def freed_memory() -> Iterator[None]:
     """Give back what a step leaves behind; a pool of memory on the GPU stays.
 
+    What is alive afterwards, modules above all, is kept out of the collection after the next step.
     Of a step that fails, the arrays in the frames of its traceback go too.
     """
     try:
@@ -289,6 +292,7 @@ def freed_memory() -> Iterator[None]:
         raise
     finally:
         gc.collect()
+        gc.freeze()
         if cupy := sys.modules.get("cupy"):
             with suppress(Exception):  # a broken GPU raises here too; the step's own error tells
                 cupy.get_default_memory_pool().free_all_blocks()

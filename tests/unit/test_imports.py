@@ -29,9 +29,11 @@ def library(tmp_path, monkeypatch):
     gc.unfreeze()
 
 
-def begun(*libraries):
+def begun(first, *later):
     ended = Event()
-    imports.begin(libraries, ended.set)
+    imports.begin(first, None if later else ended.set)
+    for library in later:
+        imports.begin(library, ended.set, is_first=False)
     return ended
 
 
@@ -82,3 +84,21 @@ def test_the_interpreter_is_as_before(library):
     assert sys.getswitchinterval() == interval
     assert gc.isenabled()
     assert gc.get_freeze_count() > frozen
+
+
+def test_garbage_of_a_step_that_runs_beside_it_is_still_found(library):
+    assert begun(library("slow_one")).wait(10)
+    frozen = gc.get_freeze_count()
+    ended = Event()
+    imports.begin(library("slow_other"), ended.set, is_first=False)
+    assert ended.wait(10)
+    assert gc.get_freeze_count() <= frozen  # some of it is gone
+    assert gc.isenabled()
+
+
+def test_what_is_being_imported_is_not_begun_twice(library):
+    name, ended = library("slow_one"), Event()
+    imports.begin(name)
+    imports.begin(name, ended.set)
+    assert imports.need(name).is_whole
+    assert not ended.wait(0.1)
