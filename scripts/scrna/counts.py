@@ -18,7 +18,7 @@ from scrna import slots
 from scrna.backend import arrays, csr_matrix
 from scrna.codecs import fast_codecs
 from scrna.errors import UserError
-from scrna.sizes import BLOCK_NNZ, GPU_MAX_NNZ, READERS
+from scrna.sizes import BLOCK_NNZ, GPU_MAX_NNZ
 
 
 class Block(NamedTuple):
@@ -180,10 +180,7 @@ class Counts:
         )
 
     def kept_blocks(
-        self,
-        backend: str,
-        cells: np.ndarray | None = None,
-        genes: np.ndarray | None = None,
+        self, backend: str, cells: np.ndarray | None = None, genes: np.ndarray | None = None
     ) -> Iterator[Block]:
         """Read the counts of the cells and genes taken, in blocks, ahead of their use.
 
@@ -205,7 +202,6 @@ class Counts:
         for block in in_order(
             lambda span: self.take(*span, backend, cells[slice(*span)], columns),
             self.ranges(cells),
-            READERS[backend],
         ):
             yield block._replace(start=done, stop=done + block.stop)
             done += block.stop

@@ -17,8 +17,6 @@ GPU_MAX_NNZ = 2**31 - 1
 #: Bytes on the device for each non-zero of a block that is worked on: the counts as read, as
 #: float32, and cut to cells and genes.
 BYTES_AT_WORK = 40
-#: Blocks that are read at a time where the matrix is read into memory as a whole.
-READERS = {"gpu": 4, "cpu": 2}
 #: Steps that hold the matrix in memory where it fits, and steps that always go by blocks.
 MATRIX_STEPS = ("hvg", "pca", "markers")
 BLOCK_STEPS = ("qc", "normalize", "matrix", "final")
@@ -101,7 +99,7 @@ def step_bytes(
     if step not in MATRIX_STEPS:
         return base + int(n_obs * _BYTES_PER_CELL.get(step, lambda _: 200)(settings))
     matrix = csr_bytes(n_obs, nnz)
-    work = min(nnz, BLOCK_NNZ * READERS[backend]) * BYTES_AT_WORK
+    work = min(nnz, BLOCK_NNZ) * BYTES_AT_WORK
     if step == "hvg":
         needed = matrix * (1 + _hvg_copies(**settings))
     elif step == "markers":

@@ -213,9 +213,7 @@ def perform(function: Callable, job: Mapping[str, Any], worker: str = "own proce
             configure(job["config"])
         if is_warm:
             from scrna import execution
-            from scrna.worker import freed_memory
 
-            stack.enter_context(freed_memory())
             execution.make_room_for(function.__name__, backend, settings)
         if backend == "gpu":
             from scrna.machine import MemoryPeak

@@ -16,7 +16,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from multiprocessing import forkserver
@@ -114,7 +114,9 @@ def _make_first_calls(where: str) -> None:
     """Begin with them; no step runs in this thread at the moment."""
     gc.collect()
     imports.freeze()
-    next_call(_due, where, _steps.submit)
+    # the library of the clusters is imported later on
+    steps = [step for step in _due if where == "cpu" or step not in ("leiden", "louvain")]
+    next_call(steps, where, _steps.submit)
 
 
 def _die_with_parent() -> None:
@@ -151,6 +153,7 @@ def perform(request: dict[str, Any]) -> dict[str, Any]:
     while not wait([running], timeout=_POLL).done:
         if not _is_wanted(worker, request["topic"]):
             _stop(worker, running)
+    _steps.submit(_free_memory)  # before the next step, but nobody waits for it
     return running.result()
 
 
@@ -178,6 +181,8 @@ def _perform(worker, request: dict[str, Any]) -> dict[str, Any]:
     except BaseException as error:  # a worker's thread survives whatever a step raises
         outcome["is_broken"] = error is _trouble or _breaks(error)
         rule.report(error)
+        for one in _chain(error):  # which hold the step's arrays
+            traceback.clear_frames(one.__traceback__)
     finally:
         for handler in before:
             handler.removeFilter(_is_of_worker)
@@ -277,26 +282,17 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-@contextmanager
-def freed_memory() -> Iterator[None]:
-    """Give back what a step leaves behind; a pool of memory on the GPU stays.
+def _free_memory() -> None:
+    """Give back what the last step left behind; a pool of memory on the GPU stays.
 
     What is alive afterwards, modules above all, is kept out of the collection after the next step.
-    Of a step that fails, the arrays in the frames of its traceback go too.
     """
-    try:
-        yield
-    except BaseException as error:
-        for one in _chain(error):
-            traceback.clear_frames(one.__traceback__)
-        raise
-    finally:
-        gc.collect()
-        gc.freeze()
-        if cupy := sys.modules.get("cupy"):
-            with suppress(Exception):  # a broken GPU raises here too; the step's own error tells
-                cupy.get_default_memory_pool().free_all_blocks()
-                cupy.get_default_pinned_memory_pool().free_all_blocks()
-                cupy.cuda.Device().synchronize()
-        with suppress(AttributeError, OSError):  # another C library than glibc
-            ctypes.CDLL(None).malloc_trim(0)
+    gc.collect()
+    gc.freeze()
+    if cupy := sys.modules.get("cupy"):
+        with suppress(Exception):  # a broken GPU raises here too; the step's own error tells
+            cupy.get_default_memory_pool().free_all_blocks()
+            cupy.get_default_pinned_memory_pool().free_all_blocks()
+            cupy.cuda.Device().synchronize()
+    with suppress(AttributeError, OSError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)

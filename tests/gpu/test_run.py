@@ -53,9 +53,10 @@ def test_no_two_steps_are_on_the_gpu_at_a_time(results):
 
 
 def test_the_next_rules_process_is_there_when_a_step_ends(results):
-    beside = (results.parents[1] / "benchmarks/demo").rglob("*.memory.json")
-    waited = {file.name: json.loads(file.read_text()).get("waited_s", 0) for file in beside}
-    assert sum(seconds > 0 for seconds in waited.values()) >= 3, waited
+    beside = sorted((results.parents[1] / "benchmarks/demo").rglob("*.memory.json"))
+    waited = {str(file): json.loads(file.read_text()).get("waited_s", 0) for file in beside}
+    # behind the longest, the two t-SNE; the others take a tenth of a second
+    assert sum(seconds > 0.3 for seconds in waited.values()) >= 2, waited
 
 
 def test_steps_run_in_the_worker(results):

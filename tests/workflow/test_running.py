@@ -262,12 +262,12 @@ onstart:
     scheduling.admit_one_more(workflow.scheduler, "gpu")
     scheduling.admit_one_more(workflow.scheduler, "no_such_limit")
 """
-    (tmp_path / "Snakefile").write_text(GPU_RULES.replace("[ab]", "[abd]") + a_worker)
+    (tmp_path / "Snakefile").write_text(GPU_RULES.replace("[ab]", "[abe]") + a_worker)
     ran = snakemake(
-        "--profile", code / "profiles/spark", "--cores", "4", "a", "b", "d", folder=tmp_path
+        "--profile", code / "profiles/spark", "--cores", "4", "a", "b", "e", folder=tmp_path
     )
     assert ran.returncode == 0, ran.stderr
-    spans = [[float(x) for x in (tmp_path / name).read_text().split()] for name in "abd"]
+    spans = [[float(x) for x in (tmp_path / name).read_text().split()] for name in ("a", "b", "e")]
     first, second, third = sorted(spans)
     assert second[0] < first[1]
     assert third[0] >= min(first[1], second[1])
