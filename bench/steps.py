@@ -61,7 +61,7 @@ from scrna import cache, imports, slots
 from scrna.log import send_logs
 from scrna.names import is_clustering
 from scrna.step import perform, start_gpu
-from scrna.worker import freed_memory
+from scrna.worker import free_memory
 
 REPOSITORY = Path(__file__).parents[1]
 _FILTERED = {"counts": "counts.zarr", "filtered": "filter.h5"}
@@ -269,8 +269,8 @@ def main() -> None:
     for file in [*counts.rglob("*"), *counts.parent.rglob("*.h5")]:
         if file.is_file():
             file.read_bytes()  # into the page cache
-    with freed_memory():
-        onto, within = memory_rates(backend)
+    onto, within = memory_rates(backend)
+    free_memory()
     rates = {"read": page_cache_rate(shards(counts)), "moved": onto, "worked": within}
     print(", ".join(f"{name[:-2]} {seconds:.1f} s" for name, seconds in took.items()))
     print("GB/s:", ", ".join(f"{way} {r / 1e9:.1f}" for way, r in rates.items() if r), "\n")

@@ -153,7 +153,7 @@ def perform(request: dict[str, Any]) -> dict[str, Any]:
     while not wait([running], timeout=_POLL).done:
         if not _is_wanted(worker, request["topic"]):
             _stop(worker, running)
-    _steps.submit(_free_memory)  # before the next step, but nobody waits for it
+    _steps.submit(free_memory)  # before the next step, but nobody waits for it
     return running.result()
 
 
@@ -282,7 +282,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
     """Give back what the last step left behind; a pool of memory on the GPU stays.
 
     What is alive afterwards, modules above all, is kept out of the collection after the next step.

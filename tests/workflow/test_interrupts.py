@@ -71,7 +71,7 @@ def assert_same(found: Path, wanted: Path) -> None:
 
 def test_killed_while_the_counts_are_written(fresh):
     source = fresh.folder / "large.h5ad"
-    Simulation(n_obs=4000, n_vars=1500, mean_counts=2000).write_h5ad(source)
+    Simulation(n_obs=12_000, n_vars=1500, mean_counts=2000).write_h5ad(source)
     workflow = fresh.over("run: large\nbackend: cpu\ndatasets: {large: {source: large.h5ad}}")
     results = fresh.folder / "results/large"
     target = "results/large/qc.h5"
