@@ -300,6 +300,7 @@ def _start_fork_server(settings: dict[str, Any]) -> None:
     os.environ[remote.WORKER_VARIABLE] = json.dumps(about)
     if len(settings["gpus"]) == 1:  # for several, dask-cuda tells each worker which is its own
         os.environ["CUDA_VISIBLE_DEVICES"] = about["first"]
+    # all that it imports comes by name, and from where Python looks when it starts
     forkserver.set_forkserver_preload(["without_gc", *LIBRARIES])
     paths = [str(Path(__file__).with_name("fork_server")), os.environ.get("PYTHONPATH")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))

@@ -38,8 +38,8 @@ def begin(library: str, then: Callable[[], None] | None = None, *, is_first: boo
     if library in _ready:
         return
     _ready[library] = Event()
-    before, rest = _thread, (then or (lambda: None), is_first)
-    _thread = Thread(target=_run, args=(library, before, *rest), name=THREAD, daemon=True)
+    about = library, _thread, then, is_first
+    _thread = Thread(target=_run, args=about, name=THREAD, daemon=True)
     _thread.start()
 
 
@@ -71,7 +71,9 @@ def _timed(library: str) -> None:
     log.info("%s imported in %.1f s", library, time.perf_counter() - start)
 
 
-def _run(library: str, before: Thread | None, then: Callable[[], None], is_first: bool) -> None:
+def _run(
+    library: str, before: Thread | None, then: Callable[[], None] | None, is_first: bool
+) -> None:
     if before is not None:
         before.join()
     gc.disable()  # what an import makes stays
@@ -87,4 +89,5 @@ def _run(library: str, before: Thread | None, then: Callable[[], None], is_first
         gc.enable()
         sys.setswitchinterval(interval)
         _ready[library].set()
-    then()
+    if then is not None:
+        then()
