@@ -24,6 +24,7 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 TARGETS = [f"results/{{dataset}}/pca/{step}.h5" for step in ("umap", "leiden", "markers")]
 KEPT = ("convert", "simulate", "download")  # of the rules whose records stay
+PAUSE = 5.0  # seconds before a run, for the last one's worker to let go of the GPU's memory
 
 
 def overlay(settings: list[str], path: Path) -> list[Path]:
@@ -122,6 +123,7 @@ def main() -> None:
     for turn in range(options.repeat):
         for name in datasets:
             clear(name)
+        time.sleep(PAUSE)
         seconds, status = snakemake(options, targets, Path(f"{options.name}-{turn + 1}.log"))
         walls.append(round(seconds, 2))
         failed += bool(status)
