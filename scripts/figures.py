@@ -21,7 +21,6 @@ import numpy as np
 from scrna import slots
 from scrna.celltypes import cell_types, place_of
 from scrna.counts import Counts, kept
-from scrna.log import hush_fonts
 from scrna.step import provenance, run, step
 
 if TYPE_CHECKING:
@@ -73,7 +72,6 @@ def figures(
     UserError
         If the annotations name a cluster that there is not.
     """
-    hush_fonts()
     from scrna.drawing import save_folder
 
     drawn = pictures(

@@ -19,7 +19,7 @@ import numpy as np
 from scrna import expression, slots
 from scrna.celltypes import cell_types
 from scrna.groups import groups_of
-from scrna.log import hush_fonts, log
+from scrna.log import log
 from scrna.step import provenance, run, step
 
 if TYPE_CHECKING:
@@ -74,7 +74,6 @@ def marker_figures(
     UserError
         If a gene is not there, or a cluster that is named.
     """
-    hush_fonts()
     from scrna.drawing import save_folder
 
     drawn = pictures(

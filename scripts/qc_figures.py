@@ -14,7 +14,6 @@ from pathlib import Path
 
 from scrna import slots
 from scrna.counts import Counts, kept
-from scrna.log import hush_fonts
 from scrna.step import provenance, run, step
 
 
@@ -45,7 +44,6 @@ def qc_figures(
     batch_key
         obs columns of batches, the first of which the violins go by; none shows the cells as one.
     """
-    hush_fonts()
     from scrna.drawing import save_folder
 
     drawn = pictures(counts, qc, filtered, table, batch_key=batch_key)

@@ -34,6 +34,7 @@ from scrna.errors import UserError
 from scrna.execution import decide
 from scrna.graphs import open_graph
 from scrna.log import log
+from scrna.numbered import nameless
 from scrna.step import run, step
 
 #: An eigenvalue from here on is one to DPT: float32 does not tell them apart.
@@ -84,8 +85,6 @@ def trajectory(
     UserError
         If the root is not among the cells, clusters, labels or genes.
     """
-    from anndata import AnnData
-
     adata = open_graph(neighbors)
     adata.obs["leiden"] = slots.read(leiden, "obs/leiden")
     pieces, piece_of = backends.pieces(adata.obsp["connectivities"], backend=backend)
@@ -124,7 +123,8 @@ def trajectory(
         if pieces > 1:
             # what adata[piece].copy() makes, which cuts the graph twice
             graph = adata.obsp["connectivities"][piece][:, piece]
-            adata = AnnData(obs=adata.obs[piece], obsp={"connectivities": graph}, uns=adata.uns)
+            parts = {"obsp": {"connectivities": graph}, "uns": adata.uns}
+            adata = nameless(graph.shape[0], obs=adata.obs[piece], **parts)
             diffusion_map(adata, n_comps, backend, seed)
         values, start = pseudotime(adata, candidates[piece], n_dcs)
         found["obs/dpt_pseudotime"] = np.full(len(piece), np.nan, dtype=np.float32)

@@ -49,6 +49,8 @@ def start_logging(path: Path | str | None, label: str) -> None:
         file.setLevel(logging.INFO)
         handlers.append(file)
     send_logs(handlers)
+    # matplotlib tells at its first import that it looks for fonts
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 def send_logs(handlers: list[logging.Handler]) -> None:
@@ -57,11 +59,6 @@ def send_logs(handlers: list[logging.Handler]) -> None:
     log.setLevel(BAR)
     log.propagate = False
     warnings.showwarning = _log_warning
-
-
-def hush_fonts() -> None:
-    """Leave out that matplotlib looks for fonts, which it tells at its first import."""
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 def share_terminal(logger: logging.Logger) -> None:

@@ -105,18 +105,9 @@ def _go_on(settings: dict[str, Any], seat: str | None) -> None:
 
 def _warm_up(where: str) -> None:
     """Make the libraries' first calls where no step waits."""
-    timer = Timer(_IDLE, _steps.submit, [_make_first_calls, where])
+    timer = Timer(_IDLE, _steps.submit, [next_call, _due, where, _steps.submit])
     timer.daemon = True
     timer.start()
-
-
-def _make_first_calls(where: str) -> None:
-    """Begin with them; no step runs in this thread at the moment."""
-    gc.collect()
-    imports.freeze()
-    # the library of the clusters is imported later on
-    steps = [step for step in _due if where == "cpu" or step not in ("leiden", "louvain")]
-    next_call(steps, where, _steps.submit)
 
 
 def _die_with_parent() -> None:

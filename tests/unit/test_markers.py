@@ -4,11 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import scanpy as sc
+import scipy.sparse as sp
 
 from scripts.markers import markers
 from scrna import slots
 from scrna.errors import UserError
-from scrna.numbered import cell_numbers
+from scrna.numbered import cell_numbers, nameless
 from tests.unit.steps import CPU, settings, store
 
 pytest_plugins = ["tests.unit.fixtures"]
@@ -237,3 +238,13 @@ def test_logistic_regression_leaves_out_small_groups(by_hand, do):
 @pytest.mark.parametrize("n", [0, 1, 999, 1000, 1001, 2000, 12_345])
 def test_cells_are_named_by_their_number(n):
     assert cell_numbers(n).tolist() == [str(i) for i in range(n)]
+
+
+@pytest.mark.parametrize("obs", [None, {}, {"a": pd.Series([5, 6, 7], index=[7, 1, 0])}])
+def test_cells_without_names_keep_their_order_and_values(obs):
+    X = sp.csr_matrix(np.eye(3, 2, dtype=np.float32))
+    adata = nameless(3, X, obs=obs, obsm={"X_pca": np.ones((3, 4))})
+    assert adata.obs_names.tolist() == ["0", "1", "2"]
+    assert adata.obs.to_dict("list") == ({"a": [5, 6, 7]} if obs else {})
+    assert adata.X is X
+    assert nameless(3, obs=obs).shape == (3, 0)
