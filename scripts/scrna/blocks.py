@@ -20,7 +20,7 @@ from scrna.backend import arrays, csr_matrix, start_gpu, to_host
 from scrna.counts import Counts, columns_of, in_order, kept, log_normalize
 from scrna.log import log
 from scrna.progress import Progress
-from scrna.sizes import BLOCK_NNZ, BYTES_AT_WORK, GPU_MAX_NNZ, step_bytes
+from scrna.sizes import BLOCK_NNZ, BYTES_AT_WORK, GPU_MAX_NNZ, csr_bytes, step_bytes
 from scrna.step import note
 
 #: How this process works on blocks; `configure` sets it from the config.
@@ -169,7 +169,14 @@ def matrix(
 
 
 def read_ahead(
-    step: str, counts: Path, filtered: Path, normalized: Path, *, backend: str, **settings
+    step: str,
+    counts: Path,
+    filtered: Path,
+    normalized: Path,
+    *,
+    backend: str,
+    copies: int = 1,
+    **settings,
 ) -> bool:
     """Read the log-normalised matrix of all kept genes for a step to come, if there is room.
 
@@ -179,6 +186,8 @@ def read_ahead(
         That step, and what the memory that it needs depends on.
     counts, filtered, normalized, backend
         As in `matrix`.
+    copies
+        How many of the matrix there will be for a moment.
 
     Returns
     -------
@@ -190,7 +199,8 @@ def read_ahead(
         return False
     n_obs, n_vars = wanted.shape
     sizes = {"n_obs": n_obs, "n_vars": n_vars, "nnz": wanted.nnz, "backend": backend}
-    if step_bytes(step, **sizes, **settings) > execution.usable_memory(backend):
+    needed = step_bytes(step, **sizes, **settings) + (copies - 1) * csr_bytes(n_obs, wanted.nnz)
+    if needed > execution.usable_memory(backend):
         return False
     _whole(wanted, None)
     return True

@@ -33,9 +33,10 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[1]))
 
-from scrna import remote, tasks
+from scrna import reader, remote, tasks
 from scrna.code import tree_digest
 from scrna.errors import UserError
+from scrna.files import write_private
 from scrna.machine import Gpu, gpu_problem, gpus
 from scrna.watch import die_with, process_start
 
@@ -72,7 +73,8 @@ def start(
     threads
         CPU threads of a step; None: as many as there are cores.
     ahead
-        The matrix that a step will ask for, as `scrna.ahead.begin` takes it.
+        The matrix that a step will ask for: counts, filtered and normalized (paths), execution and
+        method of ``markers``.
 
     Returns
     -------
@@ -127,7 +129,7 @@ def start(
         "begun": time.time(),
         "gpus": len(chosen),
     }
-    _write(folder / "engine.json", about)
+    write_private(folder / "engine.json", about)
     os.environ[remote.FOLDER_VARIABLE] = str(folder)
     return engine
 
@@ -266,8 +268,12 @@ def _difference(address: str, name: str, found: str | None, expected: str | None
 def main(settings: dict[str, Any]) -> None:
     """Run the engine until its Snakemake is gone."""
     folder = Path(settings["folder"])
+    others = []
     try:
         die_with(settings["snakemake"])
+        if len(settings["gpus"]) == 1:  # for several, dask-cuda tells each worker which is its own
+            os.environ["CUDA_VISIBLE_DEVICES"] = settings["gpus"][0]
+            others += _start_reader(settings)
         _start_fork_server(settings)
         client = _start_cluster(settings, folder)
         key = secrets.token_bytes(32)
@@ -275,19 +281,28 @@ def main(settings: dict[str, Any]) -> None:
         for seat in settings["seats"]:
             seats.put(seat)
         with Listener(("127.0.0.1", 0)) as listener:
-            _write(folder / "cluster.json", {"address": listener.address, "key": key.hex()})
+            write_private(folder / "cluster.json", {"address": listener.address, "key": key.hex()})
             while True:
                 # whoever it is, and however long they take to answer, the next one is let in
                 who = listener.accept()
                 Thread(target=_serve, args=(who, key, client, seats, settings), daemon=True).start()
     finally:
         # At once: what workers hold is worth nothing now, and one may be in a long call.
-        for child in multiprocessing.active_children():
+        for child in [*multiprocessing.active_children(), *others]:
             child.kill()
         shutil.rmtree(folder, ignore_errors=True)
         logging.shutdown()
         sys.stderr.flush()
         os._exit(1 if sys.exc_info()[0] not in (None, SystemExit) else 0)
+
+
+def _start_reader(settings: dict[str, Any]) -> list[subprocess.Popen]:
+    """Have a process of its own read the matrix that a step will ask for; tell the worker of it."""
+    if not (wanted := settings["ahead"]):
+        return []
+    process, about = reader.start(wanted, settings["config"], Path(settings["folder"]))
+    settings["ahead"] = {**wanted, "reader": about}
+    return [process] if process else []
 
 
 def _start_fork_server(settings: dict[str, Any]) -> None:
@@ -298,21 +313,11 @@ def _start_fork_server(settings: dict[str, Any]) -> None:
     about = {key: settings[key] for key in ("backend", "config", "due", "ahead")}
     about["first"] = next(iter(settings["gpus"]), "")
     os.environ[remote.WORKER_VARIABLE] = json.dumps(about)
-    if len(settings["gpus"]) == 1:  # for several, dask-cuda tells each worker which is its own
-        os.environ["CUDA_VISIBLE_DEVICES"] = about["first"]
     # all that it imports comes by name, and from where Python looks when it starts
     forkserver.set_forkserver_preload(["without_gc", *LIBRARIES])
     paths = [str(Path(__file__).with_name("fork_server")), os.environ.get("PYTHONPATH")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     forkserver.ensure_running()
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Write a file that only this user can read, whole at once."""
-    temporary = path.with_suffix(".tmp")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(content, file)
-    temporary.rename(path)
 
 
 def _serve(

@@ -17,7 +17,7 @@ from scrna.files import replacing
 PACKAGE = Path(__file__).parent
 #: Modules that carry a step but do not make its result: how it is logged, locked or watched.
 CARRIERS = set("errors execution files host lock log machine progress sizes step watch".split())
-CARRIERS |= {"ahead", "cluster", "imports", "passes", "remote", "rule", "tasks", "warmup", "worker"}
+CARRIERS |= set("ahead cluster imports passes reader remote rule tasks warmup worker".split())
 #: Where `remember` keeps what it learns of files, and what it knows of them by their content.
 _memory: Path | None = None
 _known: dict[str, dict] = {}

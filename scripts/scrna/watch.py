@@ -4,6 +4,7 @@ Snakemake killed by SIGKILL leaves its jobs running; such a job would write into
 the next run's.
 """
 
+import ctypes
 import os
 import select
 import signal
@@ -17,6 +18,7 @@ from scrna.log import log
 #: The environment variable that names the Snakemake process to a job.
 PID_VARIABLE = "SCRNA_SNAKEMAKE_PID"
 _POLL = 0.25  # seconds between looks where the kernel has no pidfd
+_PR_SET_PDEATHSIG = 1
 
 
 def process_start(pid: int) -> int | None:
@@ -38,6 +40,14 @@ def process_start(pid: int) -> int | None:
 def announce() -> None:
     """Tell the jobs that this process will start whom to follow: it is the run's Snakemake."""
     os.environ[PID_VARIABLE] = str(os.getpid())
+
+
+def die_with_parent() -> None:
+    """End this process at once with the one that started it.
+
+    The kernel does it, since Python may be in a long call.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def die_with(pid: int, *, grace: float = 10.0) -> None:

@@ -10,7 +10,6 @@ import importlib.util
 import json
 import logging
 import os
-import signal
 import sys
 import traceback
 import warnings
@@ -28,10 +27,10 @@ from typing import Any
 from scrna import ahead, backend, cache, imports, machine, remote, rule, step, tasks
 from scrna.log import log, send_logs
 from scrna.warmup import next_call
+from scrna.watch import die_with_parent
 
 _POLL = 0.25  # seconds between looks whether the step is still wanted
 _IDLE = 0.5  # seconds until first calls are made: a step that waits for the worker goes first
-_PR_SET_PDEATHSIG = 1
 #: Steps that leave the interpreter to others while the GPU works: beside them the library is
 #: imported that the clusters need. Beside the first steps it made these wait.
 _QUIET = {"neighbors", "umap", "tsne"}
@@ -111,14 +110,14 @@ def _warm_up(where: str) -> None:
 
 
 def _die_with_parent() -> None:
-    """End with the process that started this one; the kernel does it, Python may be in a long call.
+    """End with Python's fork server, which goes when nobody but itself holds its pipe.
 
-    That is Python's fork server, which goes when nobody but itself holds its pipe: the engine.
+    That is the engine.
     """
     if (pipe := forkserver._forkserver._forkserver_alive_fd) is not None:
         os.close(pipe)
         forkserver._forkserver._forkserver_alive_fd = None
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
 
 
 def perform(request: dict[str, Any]) -> dict[str, Any]:

@@ -123,3 +123,14 @@ def test_process_start():
     assert process_start(child.pid) is None
     child.wait()
     assert process_start(child.pid) is None
+
+
+def test_a_process_ends_with_the_one_that_started_it(tmp_path):
+    child = f"{HEAD}\nscrna.watch.die_with_parent()\nprint(os.getpid(), flush=True)\ntime.sleep(60)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    command = [sys.executable, "-c", parent]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:
+        pid = int(started.stdout.readline())
+        assert process_start(pid)
+        started.kill()
+    eventually(lambda: process_start(pid) is None)
