@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scrna import slots
+from scrna import compiled, slots
 from scrna.backend import load, nearest
 from scrna.errors import UserError
 from scrna.execution import check_graph, decide
@@ -154,6 +154,8 @@ def _search(
     """Make the graph with the backend's library."""
     adata = nameless(len(array), obsm={key: array})
     own = {"algorithm": search, "algorithm_kwds": how} if backend == "gpu" else {}
+    if backend == "cpu":
+        compiled.keep()
     load(backend).pp.neighbors(
         adata, n_neighbors=n_neighbors, use_rep=key, metric=metric, random_state=seed, **own
     )

@@ -45,6 +45,8 @@ PACKAGES = "dask distributed numpy zarr anndata scanpy".split()
 GPU_PACKAGES = ["rapids-singlecell-cu13"]
 #: What every worker imports that leaves the GPU alone.
 LIBRARIES = ["scanpy", "distributed"]
+#: Steps that need UMAP on the CPU, which compiles for seconds as it is imported.
+NEED_UMAP = {"neighbors", "umap"}
 #: What Snakemake sets for a rule's own process: the threads of its libraries.
 _THREADS = [f"{name}_NUM_THREADS" for name in "OMP OPENBLAS MKL NUMEXPR".split()]
 
@@ -313,8 +315,9 @@ def _start_fork_server(settings: dict[str, Any]) -> None:
     about = {key: settings[key] for key in ("backend", "config", "due", "ahead")}
     about["first"] = next(iter(settings["gpus"]), "")
     os.environ[remote.WORKER_VARIABLE] = json.dumps(about)
+    needs_umap = settings["backend"] == "cpu" and NEED_UMAP & set(settings["due"])
     # all that it imports comes by name, and from where Python looks when it starts
-    forkserver.set_forkserver_preload(["without_gc", *LIBRARIES])
+    forkserver.set_forkserver_preload(["without_gc", *LIBRARIES, *["umap"] * bool(needs_umap)])
     paths = [str(Path(__file__).with_name("fork_server")), os.environ.get("PYTHONPATH")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     forkserver.ensure_running()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from scrna import backend as backends
+from scrna import compiled
 from scrna.log import log
 from scrna.numbered import nameless
 
@@ -67,6 +68,8 @@ def _parts(matrix) -> tuple:
 
 def _neighbors(adata, backend: str) -> None:
     tools = backends.load(backend)
+    if backend == "cpu":
+        compiled.keep()
     tools.pp.neighbors(adata, n_neighbors=15, use_rep="X_pca", random_state=0)
 
 

@@ -259,6 +259,21 @@ def test_workers_look_for_garbage_but_not_while_they_import(warm):
     assert int(re.search(r"kept out: (\d+)", said)[1]) > 100_000
 
 
+@pytest.mark.parametrize(
+    ("backend", "due", "is_there"),
+    [("cpu", ["pca", "umap"], True), ("cpu", ["pca"], False), ("gpu", ["neighbors"], False)],
+)
+def test_what_compiles_as_it_is_imported_is_imported_once(monkeypatch, backend, due, is_there):
+    libraries = []
+    monkeypatch.setattr(cluster.forkserver, "set_forkserver_preload", libraries.extend)
+    monkeypatch.setattr(cluster.forkserver, "ensure_running", lambda: None)
+    for name in (remote.WORKER_VARIABLE, "PYTHONPATH"):
+        monkeypatch.setenv(name, "")
+    settings = {"backend": backend, "config": {}, "due": due, "ahead": None, "gpus": []}
+    cluster._start_fork_server(settings)
+    assert libraries == ["without_gc", *cluster.LIBRARIES, *["umap"] * is_there]
+
+
 def test_a_rules_process_is_light_and_quick(warm):
     before = os.times()
     ended = warm.run(PID)
