@@ -5,8 +5,11 @@ the same call, the step makes that call; where they do not, the function is here
 for both.
 """
 
+import ctypes
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache, partial
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -89,11 +92,14 @@ def start_gpu(*, memory: str, pool_gb: float, limit_gb: float | None = None) -> 
     limit_gb
         Most GiB that this process allocates; None: what there is.
     """
+    context = Thread(target=_make_context)
+    context.start()
     import cupy
     import rmm.statistics
     from rmm import mr
     from rmm.allocators.cupy import rmm_cupy_allocator
 
+    context.join()
     limit = None if limit_gb is None else int(limit_gb * 2**30)
     memory = memory_kind(memory)
     if memory == "pool":
@@ -111,6 +117,18 @@ def start_gpu(*, memory: str, pool_gb: float, limit_gb: float | None = None) -> 
     mr.set_current_device_resource(resource)
     rmm.statistics.enable_statistics()
     cupy.cuda.set_allocator(rmm_cupy_allocator)
+
+
+def _make_context() -> None:
+    """Make CUDA's context on the first GPU, for all libraries; CuPy is imported meanwhile.
+
+    What goes wrong is left to the first call that needs the context: it says so.
+    """
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    with suppress(OSError):
+        driver = ctypes.CDLL("libcuda.so.1")
+        if driver.cuInit(0) == 0 and driver.cuDeviceGet(ctypes.byref(device), 0) == 0:
+            driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
 
 
 def memory_kind(asked: str) -> str:

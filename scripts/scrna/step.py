@@ -154,7 +154,7 @@ def run(function: Callable, snakemake) -> None:
     function's arguments. Where the run has a worker, a step with a backend runs there and this
     process waits for it, showing what it logs. A GPU step holds the machine's GPU lock while it
     runs. An error goes to the log with its traceback; one that the user can mend reaches the
-    terminal as its message.
+    terminal as its message. The rule's own process ends here.
 
     Parameters
     ----------
@@ -169,12 +169,16 @@ def run(function: Callable, snakemake) -> None:
     with rule.ending():
         rule.finish(job, perform(function, job))
     is_program = inner.__globals__.get("__name__") == "__main__"
-    if is_program and "cupy" in sys.modules and "distributed" not in sys.modules:
+    if is_program and "distributed" not in sys.modules:  # which has processes of its own to end
         _leave()
 
 
 def _leave() -> None:
-    """End this process at once: the driver frees what it has on the GPU sooner than Python does."""
+    """End this process at once; all is written.
+
+    Python takes up to a second to take the libraries apart, and longer than the driver to free what
+    there is on the GPU.
+    """
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

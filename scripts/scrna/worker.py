@@ -31,9 +31,9 @@ from scrna.watch import die_with_parent
 
 _POLL = 0.25  # seconds between looks whether the step is still wanted
 _IDLE = 0.5  # seconds until first calls are made: a step that waits for the worker goes first
-#: Steps that leave the interpreter to others while the GPU works: beside them the library is
-#: imported that the clusters need. Beside the first steps it made these wait.
-_QUIET = {"neighbors", "umap", "tsne"}
+#: Steps that leave the interpreter to others while the GPU works, for the longest first: beside the
+#: first of them that the run has, the library is imported that the clusters need.
+_QUIET = ["tsne", "umap", "neighbors"]
 
 # Steps come in one thread: libraries keep their handles on the GPU for each.
 _steps = ThreadPoolExecutor(max_workers=1, thread_name_prefix="step")
@@ -165,7 +165,8 @@ def _perform(worker, request: dict[str, Any]) -> dict[str, Any]:
         if _trouble is not None:
             raise _trouble
         function = getattr(_load(Path(request["script"])), request["function"])
-        if request["function"] in _QUIET and job["settings"]["backend"] == "gpu":
+        quiet = next((step for step in _QUIET if step in _due), None)
+        if request["function"] == quiet and job["settings"]["backend"] == "gpu":
             imports.begin("pylibcugraph", is_first=False)
         outcome |= {"ended": step.perform(function, job, "warm"), "failed": False}
     except BaseException as error:  # a worker's thread survives whatever a step raises

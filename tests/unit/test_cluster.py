@@ -211,22 +211,22 @@ def test_a_step_in_the_worker_is_as_one_in_its_own_process(warm, cold):
     assert ours["recall"] == theirs["recall"] == 0.97
 
 
-@pytest.mark.parametrize("library", ["cupy", "none"])
-def test_a_process_with_the_gpu_ends_at_once_but_its_log_is_whole(cold, library):
+@pytest.mark.parametrize("library", ["distributed", "none"])
+def test_a_rules_own_process_ends_at_once_but_its_log_is_whole(cold, library):
     body = """
     import atexit, types
     atexit.register(print, "farewell")
     print("said", end="")
     slots.write(out, {"obs/a": np.arange(3)})
     if size == 1:
-        sys.modules["cupy"] = types.ModuleType("cupy")
+        sys.modules["distributed"] = types.ModuleType("distributed")
     """
-    ended = cold.run(body, size=1 if library == "cupy" else 2)
+    ended = cold.run(body, size=1 if library == "distributed" else 2)
     assert ended.code == 0
     assert "s since the process started" in ended.log.splitlines()[-1]
     assert slots.read(ended.out, "obs/a").tolist() == [0, 1, 2]
     assert ended.stdout.startswith("said")
-    assert ("farewell" in ended.stdout) is (library == "none")
+    assert ("farewell" in ended.stdout) is (library == "distributed")
 
 
 def test_a_warning_is_given_by_each_step(warm):
