@@ -11,14 +11,11 @@ def keep() -> None:
     They lie beside the library, or where that cannot be written to in the user's cache
     (``NUMBA_CACHE_DIR``). Where nothing can be written, they are compiled each time.
     """
-    from numba import config
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ImportWarning)  # of what UMAP can also do, and not here
         from umap.umap_ import compute_membership_strengths, smooth_knn_dist
 
-    if config.DISABLE_JIT:
-        return
     for function in (smooth_knn_dist, compute_membership_strengths):
-        with suppress(RuntimeError):
-            function.enable_caching()
+        if hasattr(function, "enable_caching"):  # not where NUMBA_DISABLE_JIT leaves it to Python
+            with suppress(RuntimeError):
+                function.enable_caching()

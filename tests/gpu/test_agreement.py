@@ -14,6 +14,7 @@ from scripts.trajectory import trajectory
 from scripts.tsne import tsne
 from scrna import backend, blocks, slots
 from scrna.counts import Counts, kept
+from scrna.graphs import modularity
 
 pytestmark = pytest.mark.gpu
 
@@ -194,6 +195,22 @@ def test_clusters_agree_as_well_as_a_reseed(analyses):
     reseeded = adjusted_rand_score(labels["cpu"], labels["reseed"])
     print(f"Leiden: ARI GPU {on_gpu:.3f}, CPU reseed {reseeded:.3f}")
     assert on_gpu > min(reseeded, 0.95) - 0.15
+
+
+def test_of_few_cells_the_best_of_several_tries_is_taken(analyses, monkeypatch):
+    graph = slots.read(analyses["gpu"] / "neighbors.h5", "obsp/connectivities")
+
+    def modularities(seeds) -> np.ndarray:
+        how = {"n_iterations": 100, "backend": "gpu"}
+        found = (backend.leiden(graph, 0.5, seed=seed, **how) for seed in seeds)
+        return np.array([modularity(graph, clusters, 0.5) for clusters in found])
+
+    best = modularities(range(4))
+    monkeypatch.setattr(backend, "LEIDEN_TRIES_UP_TO", 0)
+    alone = modularities(range(8))
+    print(f"Leiden: modularity, best of tries {best}, alone {alone}")
+    assert (best >= alone[:4] - 1e-6).all()
+    assert best.min() > np.median(alone) - 1e-6
 
 
 def test_louvain_agrees_with_leiden(analyses, settings, tmp_path):

@@ -1,5 +1,8 @@
 """Leiden and Louvain: one resolution or several, and what the clusters are called."""
 
+from types import SimpleNamespace
+
+import igraph
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,9 +12,9 @@ from sklearn.metrics import adjusted_rand_score
 from scripts.leiden import leiden
 from scripts.louvain import louvain
 from scripts.neighbors import neighbors
-from scrna import slots
+from scrna import backend, slots
 from scrna.clusters import by_size
-from scrna.graphs import open_graph
+from scrna.graphs import modularity, open_graph
 from tests.unit.steps import SEEDED, blobs, settings, write_pca
 
 pytest_plugins = ["tests.unit.fixtures"]
@@ -99,21 +102,9 @@ def test_more_iterations_are_taken(demo, tmp_path, do):
     path = write_pca(tmp_path, np.random.default_rng(0).normal(size=(500, 10)))
     graph = tmp_path / "nn.h5"
     neighbors(path, graph, **settings("neighbors", **SEEDED))
-    few, many = (do(leiden, 1, graph, n_iterations=n)["obs/leiden"] for n in (1, 20))
-    adata = open_graph(graph)
-    modularity = []
-    for labels in (few, many):
-        adata.obs["x"] = labels
-        modularity.append(_modularity(adata))
-    assert modularity[1] > modularity[0]
-
-
-def _modularity(adata):
-    import igraph
-
-    edges = adata.obsp["connectivities"].tocoo()
-    graph = igraph.Graph(adata.n_obs, np.column_stack([edges.row, edges.col]))
-    return graph.modularity(adata.obs["x"].cat.codes.tolist(), weights=edges.data.tolist())
+    few, many = (do(leiden, 1, graph, n_iterations=n)["obs/leiden"].codes for n in (1, 20))
+    edges = open_graph(graph).obsp["connectivities"]
+    assert modularity(edges, many, 1) > modularity(edges, few, 1)
 
 
 @both
@@ -130,6 +121,37 @@ def test_the_log_tells_sizes(do, caplog):
     labels = pd.Series(do(leiden)["obs/leiden"]).value_counts()
     said = f"resolution 0.6: {len(labels)} clusters of {labels.min()} to {labels.max()} cells"
     assert said in caplog.text
+
+
+@pytest.mark.parametrize("resolution", [0.3, 1.0, 2.0])
+def test_the_modularity_is_igraphs(demo, resolution):
+    graph = open_graph(demo["harmony/neighbors"]).obsp["connectivities"]
+    edges = igraph.Graph.Weighted_Adjacency(graph, mode="undirected")
+    for n_clusters in (1, 5, 40):
+        clusters = np.arange(graph.shape[0]) * n_clusters // graph.shape[0]
+        expected = edges.modularity(clusters.tolist(), "weight", resolution)
+        assert modularity(graph, clusters, resolution) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_on_the_gpu_the_best_of_several_tries_is_taken_of_few_cells(demo, monkeypatch, is_large):
+    graph = open_graph(demo["harmony/neighbors"]).obsp["connectivities"]
+    good = backend.leiden(graph, 0.6, n_iterations=-1, backend="cpu", seed=0)
+    poor = np.arange(len(good)) % 3
+    seeds = []
+
+    def found(handle, seed, *_):
+        seeds.append(seed)
+        return good if len(seeds) == 3 else poor
+
+    cugraph = SimpleNamespace(leiden=found)  # the library that is not here
+    monkeypatch.setattr(backend, "_by_cugraph", lambda _, cluster: cluster(cugraph, None, None))
+    if is_large:
+        monkeypatch.setattr(backend, "LEIDEN_TRIES_UP_TO", len(good) - 1)
+    taken = backend.leiden(graph, 0.6, n_iterations=100, backend="gpu", seed=7)
+    assert seeds[0] == 7
+    assert len(set(seeds)) == len(seeds) == (1 if is_large else backend.LEIDEN_TRIES)
+    assert (taken == (poor if is_large else good)).all()
 
 
 def test_by_size():
