@@ -13,7 +13,7 @@ if __name__ == "__main__":  # a warm worker does the step, if there is one: noth
 
 from pathlib import Path
 
-from scrna import backend as backends
+from scrna import communities
 from scrna.clusters import each_resolution
 from scrna.execution import decide
 from scrna.step import run, step
@@ -48,7 +48,9 @@ def leiden(
 
     def cluster(graph, resolution: float):
         decide("leiden", backend=backend, n_obs=graph.shape[0])
-        return backends.leiden(graph, resolution, n_iterations=rounds, backend=backend, seed=seed)
+        return communities.leiden(
+            graph, resolution, n_iterations=rounds, backend=backend, seed=seed
+        )
 
     each_resolution(neighbors, out, "leiden", resolution, cluster)
 

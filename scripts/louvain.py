@@ -14,7 +14,7 @@ if __name__ == "__main__":  # a warm worker does the step, if there is one: noth
 
 from pathlib import Path
 
-from scrna import backend as backends
+from scrna import communities
 from scrna.clusters import each_resolution
 from scrna.execution import decide
 from scrna.step import run, step
@@ -45,7 +45,7 @@ def louvain(
 
     def cluster(graph, resolution: float):
         decide("louvain", backend=backend, n_obs=graph.shape[0])
-        return backends.louvain(graph, resolution, backend=backend, seed=seed)
+        return communities.louvain(graph, resolution, backend=backend, seed=seed)
 
     each_resolution(neighbors, out, "louvain", resolution, cluster)
 

@@ -46,29 +46,3 @@ def representation(path: Path, n_pcs: int) -> tuple[str, np.ndarray]:
     if n_pcs > array.shape[1]:
         log.warning("n_pcs is %d, but there are %d components: all are used", n_pcs, array.shape[1])
     return name.removeprefix("obsm/"), np.ascontiguousarray(array[:, :n_pcs], dtype=np.float32)
-
-
-def modularity(graph, clusters: np.ndarray, resolution: float) -> float:
-    """Tell how much heavier the edges within clusters are than chance would have it.
-
-    Reichardt & Bornholdt 2006, whose maximum Leiden and Louvain look for. What cuGraph returns with
-    its clusters was another clustering's in a tenth of the runs; igraph would make a graph first.
-
-    Parameters
-    ----------
-    graph
-        scipy's CSR, cells × cells, symmetric.
-    clusters
-        The cluster of each cell, int, numbered from 0.
-    resolution
-        What the weight that is due to chance is multiplied by.
-
-    Returns
-    -------
-    Between -1 and 1.
-    """
-    rows = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
-    total = graph.data.sum(dtype=np.float64)
-    within = graph.data[clusters[rows] == clusters[graph.indices]].sum(dtype=np.float64)
-    shares = np.bincount(clusters[rows], weights=graph.data) / total
-    return float(within / total - resolution * (shares**2).sum())

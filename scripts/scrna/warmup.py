@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from scrna import backend as backends
-from scrna import compiled
+from scrna import communities, compiled
 from scrna.log import log
 from scrna.numbered import nameless
 
@@ -100,7 +100,7 @@ def _umap(adata, backend: str) -> None:
 def _leiden(adata, backend: str) -> None:
     _neighbors(adata, backend)
     graph = backends.to_host(adata.obsp["connectivities"])
-    backends.leiden(graph, 1.0, n_iterations=1, backend=backend, seed=0)
+    communities.leiden(graph, 1.0, n_iterations=1, backend=backend, seed=0)
 
 
 def _markers(adata, backend: str) -> None:

@@ -12,9 +12,8 @@ from scripts.markers import markers
 from scripts.pca import pca
 from scripts.trajectory import trajectory
 from scripts.tsne import tsne
-from scrna import backend, blocks, slots
+from scrna import backend, blocks, communities, slots
 from scrna.counts import Counts, kept
-from scrna.graphs import modularity
 
 pytestmark = pytest.mark.gpu
 
@@ -202,11 +201,11 @@ def test_of_few_cells_the_best_of_several_tries_is_taken(analyses, monkeypatch):
 
     def modularities(seeds) -> np.ndarray:
         how = {"n_iterations": 100, "backend": "gpu"}
-        found = (backend.leiden(graph, 0.5, seed=seed, **how) for seed in seeds)
-        return np.array([modularity(graph, clusters, 0.5) for clusters in found])
+        found = (communities.leiden(graph, 0.5, seed=seed, **how) for seed in seeds)
+        return np.array([communities.modularity(graph, clusters, 0.5) for clusters in found])
 
     best = modularities(range(4))
-    monkeypatch.setattr(backend, "LEIDEN_TRIES_UP_TO", 0)
+    monkeypatch.setattr(communities, "TRIES_UP_TO", 0)
     alone = modularities(range(8))
     print(f"Leiden: modularity, best of tries {best}, alone {alone}")
     assert (best >= alone[:4] - 1e-6).all()

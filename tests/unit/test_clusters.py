@@ -12,9 +12,9 @@ from sklearn.metrics import adjusted_rand_score
 from scripts.leiden import leiden
 from scripts.louvain import louvain
 from scripts.neighbors import neighbors
-from scrna import backend, slots
+from scrna import communities, slots
 from scrna.clusters import by_size
-from scrna.graphs import modularity, open_graph
+from scrna.graphs import open_graph
 from tests.unit.steps import SEEDED, blobs, settings, write_pca
 
 pytest_plugins = ["tests.unit.fixtures"]
@@ -104,7 +104,7 @@ def test_more_iterations_are_taken(demo, tmp_path, do):
     neighbors(path, graph, **settings("neighbors", **SEEDED))
     few, many = (do(leiden, 1, graph, n_iterations=n)["obs/leiden"].codes for n in (1, 20))
     edges = open_graph(graph).obsp["connectivities"]
-    assert modularity(edges, many, 1) > modularity(edges, few, 1)
+    assert communities.modularity(edges, many, 1) > communities.modularity(edges, few, 1)
 
 
 @both
@@ -130,13 +130,15 @@ def test_the_modularity_is_igraphs(demo, resolution):
     for n_clusters in (1, 5, 40):
         clusters = np.arange(graph.shape[0]) * n_clusters // graph.shape[0]
         expected = edges.modularity(clusters.tolist(), "weight", resolution)
-        assert modularity(graph, clusters, resolution) == pytest.approx(expected, abs=1e-6)
+        assert communities.modularity(graph, clusters, resolution) == pytest.approx(
+            expected, abs=1e-6
+        )
 
 
 @pytest.mark.parametrize("is_large", [False, True])
 def test_on_the_gpu_the_best_of_several_tries_is_taken_of_few_cells(demo, monkeypatch, is_large):
     graph = open_graph(demo["harmony/neighbors"]).obsp["connectivities"]
-    good = backend.leiden(graph, 0.6, n_iterations=-1, backend="cpu", seed=0)
+    good = communities.leiden(graph, 0.6, n_iterations=-1, backend="cpu", seed=0)
     poor = np.arange(len(good)) % 3
     seeds = []
 
@@ -145,12 +147,12 @@ def test_on_the_gpu_the_best_of_several_tries_is_taken_of_few_cells(demo, monkey
         return good if len(seeds) == 3 else poor
 
     cugraph = SimpleNamespace(leiden=found)  # the library that is not here
-    monkeypatch.setattr(backend, "_by_cugraph", lambda _, cluster: cluster(cugraph, None, None))
+    monkeypatch.setattr(communities, "_by_cugraph", lambda _, cluster: cluster(cugraph, None, None))
     if is_large:
-        monkeypatch.setattr(backend, "LEIDEN_TRIES_UP_TO", len(good) - 1)
-    taken = backend.leiden(graph, 0.6, n_iterations=100, backend="gpu", seed=7)
+        monkeypatch.setattr(communities, "TRIES_UP_TO", len(good) - 1)
+    taken = communities.leiden(graph, 0.6, n_iterations=100, backend="gpu", seed=7)
     assert seeds[0] == 7
-    assert len(set(seeds)) == len(seeds) == (1 if is_large else backend.LEIDEN_TRIES)
+    assert len(set(seeds)) == len(seeds) == (1 if is_large else communities.TRIES)
     assert (taken == (poor if is_large else good)).all()
 
 

@@ -113,6 +113,7 @@ EDITS = {
     ("scripts/umap.py", "CODE"): of("umap") | DRAWN | FINAL,
     ("scripts/scrna/graphs.py", "CODE"): of("tsne") | NEIGHBORS,
     ("scripts/scrna/clusters.py", "CODE"): of("louvain") | LEIDEN,
+    ("scripts/scrna/communities.py", "CODE"): of("louvain") | LEIDEN,
     ("scripts/scrna/drawing.py", "CODE"): DRAWN | of("qc_figures"),
     ("scripts/scrna/usage.py", "CODE"): {"report toy"},
     ("scripts/scrna/report/report.css", "STYLE"): {"report toy"},
