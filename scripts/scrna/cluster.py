@@ -45,8 +45,9 @@ PACKAGES = "dask distributed numpy zarr anndata scanpy".split()
 GPU_PACKAGES = ["rapids-singlecell-cu13"]
 #: What every worker imports that leaves the GPU alone.
 LIBRARIES = ["scanpy", "distributed"]
-#: Steps that need UMAP on the CPU, which compiles for seconds as it is imported.
-NEED_UMAP = {"neighbors", "umap"}
+#: Seconds after which a worker is so nearly there that waiting for it is shorter than a process of
+#: one's own, and how many more where UMAP is imported, which compiles meanwhile.
+_SOON, _UMAP = 3.0, 4.0
 #: What Snakemake sets for a rule's own process: the threads of its libraries.
 _THREADS = [f"{name}_NUM_THREADS" for name in "OMP OPENBLAS MKL NUMEXPR".split()]
 
@@ -128,12 +129,17 @@ def start(
         "pid": engine.pid,
         "started": process_start(engine.pid),
         "host": os.uname().nodename,
-        "begun": time.time(),
+        "soon": time.time() + _SOON + _UMAP * _needs_umap(backend, due),
         "gpus": len(chosen),
     }
     write_private(folder / "engine.json", about)
     os.environ[remote.FOLDER_VARIABLE] = str(folder)
     return engine
+
+
+def _needs_umap(backend: str, due: Sequence[str]) -> bool:
+    """Tell whether steps that a run will come to need UMAP's library."""
+    return backend == "cpu" and not {"neighbors", "umap"}.isdisjoint(due)
 
 
 def chosen_gpus(asked: str | int) -> list[Gpu]:
@@ -315,9 +321,9 @@ def _start_fork_server(settings: dict[str, Any]) -> None:
     about = {key: settings[key] for key in ("backend", "config", "due", "ahead")}
     about["first"] = next(iter(settings["gpus"]), "")
     os.environ[remote.WORKER_VARIABLE] = json.dumps(about)
-    needs_umap = settings["backend"] == "cpu" and NEED_UMAP & set(settings["due"])
+    also = ["umap"] if _needs_umap(settings["backend"], settings["due"]) else []
     # all that it imports comes by name, and from where Python looks when it starts
-    forkserver.set_forkserver_preload(["without_gc", *LIBRARIES, *["umap"] * bool(needs_umap)])
+    forkserver.set_forkserver_preload(["without_gc", *LIBRARIES, *also])
     paths = [str(Path(__file__).with_name("fork_server")), os.environ.get("PYTHONPATH")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     forkserver.ensure_running()

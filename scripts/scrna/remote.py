@@ -31,7 +31,6 @@ SCRIPTS = Path(__file__).parents[1]
 #: Steps that import little: CuPy or NumPy is enough for them, or cuGraph's own library.
 LIGHT = {"cpu": {"qc", "normalize"}, "gpu": {"qc", "normalize", "leiden", "louvain"}}
 _START = 300.0  # seconds that the run's own cluster may take to start
-_SOON = 3.0  # seconds from its beginning after which waiting for it is shorter
 _STOP = 5.0  # seconds to see a stopped step end
 
 
@@ -74,7 +73,7 @@ def cluster_of(job: Mapping[str, Any], step: str = "") -> Cluster | None:
         return None
     # on several GPUs a step's blocks may need the cluster
     can_do_without = engine["gpus"] < 2 and step in LIGHT[job["settings"]["backend"]]
-    is_early = not _file(cluster).exists() and time.time() - engine["begun"] < _SOON
+    is_early = not _file(cluster).exists() and time.time() < engine["soon"]
     return None if can_do_without and is_early else cluster
 
 

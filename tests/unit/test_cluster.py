@@ -522,11 +522,11 @@ def test_a_light_step_does_not_wait_for_a_worker_that_starts(
     about = {"host": os.uname().nodename, "gpus": gpus}
     job = {"settings": {"backend": backend}, "config": CONFIG}
     there = remote.Cluster(tmp_path)
-    engine.write_text(json.dumps(about | {"begun": now}))
+    engine.write_text(json.dumps(about | {"soon": now + 60}))
     assert remote.cluster_of(job, step) == (there if waits else None)
-    engine.write_text(json.dumps(about | {"begun": now - 5}))  # it is about to be there
+    engine.write_text(json.dumps(about | {"soon": now}))  # it is about to be there
     assert remote.cluster_of(job, step) == there
-    engine.write_text(json.dumps(about | {"begun": now}))
+    engine.write_text(json.dumps(about | {"soon": now + 60}))
     (tmp_path / "cluster.json").touch()
     assert remote.cluster_of(job, step) == there
 
