@@ -483,7 +483,7 @@ def test_a_run_whose_engine_is_gone_says_where_its_log_is(cold):
     gone = subprocess.Popen(["true"])
     gone.wait()
     about = {"pid": gone.pid, "started": 1, "host": os.uname().nodename, "gpus": 0}
-    about["begun"] = time.time()
+    about["soon"] = time.time() + 3
     engine = folder / "engine.json"
     engine.write_text(json.dumps(about))
     warm = Toys(cold.folder, {remote.FOLDER_VARIABLE: str(folder)}, CONFIG)
