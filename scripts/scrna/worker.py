@@ -54,7 +54,7 @@ def dask_setup(worker) -> None:
     worker would take no step and the run wait for ever: the first step raises it instead.
     """
     global _trouble
-    _die_with_parent()
+    _end_with_engine()
     own = logging.StreamHandler(sys.stderr)
     own.setFormatter(logging.Formatter("%(asctime)s - %(message)s"))
     send_logs([own])
@@ -109,11 +109,8 @@ def _warm_up(where: str) -> None:
     timer.start()
 
 
-def _die_with_parent() -> None:
-    """End with Python's fork server, which goes when nobody but itself holds its pipe.
-
-    That is the engine.
-    """
+def _end_with_engine() -> None:
+    """End with Python's fork server, which goes when the engine, who alone holds its pipe, does."""
     if (pipe := forkserver._forkserver._forkserver_alive_fd) is not None:
         os.close(pipe)
         forkserver._forkserver._forkserver_alive_fd = None

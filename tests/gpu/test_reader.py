@@ -7,8 +7,9 @@ import pytest
 from scripts.filter import filter_cells
 from scripts.normalize import normalize
 from scripts.qc import qc
-from scrna import cache, machine, reader, slots
+from scrna import cache, reader, slots
 from scrna.counts import Counts, kept
+from tests.gpu.test_worker import used
 
 pytestmark = pytest.mark.gpu
 CONFIG = {"gpu": {"limit_gb": None}, "memory": {"headroom_gb": 1, "wait_s": 30}}
@@ -28,12 +29,6 @@ def wanted(counts, settings, tmp_path_factory):
 
 def files_of(wanted) -> list[Path]:
     return [Path(wanted[name]) for name in ("counts", "filtered", "normalized")]
-
-
-def used() -> int:
-    """Bytes in use on the first GPU."""
-    memory = machine.available_memory(machine.gpus()[0])
-    return memory.total - memory.available
 
 
 @pytest.fixture
@@ -71,9 +66,7 @@ def test_it_is_the_matrix_that_this_process_would_read(wanted, key, tmp_path, mo
 
 def test_no_room_for_two_is_left_to_the_worker(wanted, key, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(reader, "MIN_NNZ", 0)
-    tight = CONFIG | {"memory": {"headroom_gb": 10**6, "wait_s": 0}}
-    # a quarter of the memory at most is headroom: what is left is limited instead
-    process, about = reader.start(wanted, tight | {"gpu": {"limit_gb": 0.001}}, tmp_path)
+    process, about = reader.start(wanted, CONFIG | {"gpu": {"limit_gb": 0.001}}, tmp_path)
     assert reader.take(about, key) is None
     assert process.wait(timeout=30) == 0
     assert "no room for the matrix twice" in capfd.readouterr().err
