@@ -58,9 +58,9 @@ def engine_log(workflow) -> str:
 
 @pytest.mark.slow
 def test_the_same_results_from_a_worker_and_without(done, tmp_path):
-    """The shared run has one, since it has many steps to do."""
+    """The shared run has one, for its many steps; light ones may have begun before it was there."""
     workflow = copied(done, tmp_path / "work").over("run: plain\nworker: none")
-    files = [f"results/plain/{step}.h5" for step in ("qc", "normalize", "hvg")]
+    files = [f"results/plain/{step}.h5" for step in ("hvg", "pca/umap", "pca/leiden")]
     for file in files:
         (workflow.folder / file).unlink()
     workflow.run(*files)
