@@ -2,7 +2,7 @@
 
 import gc
 import sys
-import time
+import textwrap
 from threading import Event
 
 import pytest
@@ -37,20 +37,32 @@ def begun(first, *later):
     return ended
 
 
-def test_what_is_needed_is_waited_for_and_whole(library):
-    name = library("slow_one")
-    start = time.perf_counter()
+def until_there(file) -> str:
+    """Write a library's body that ends once a file is there, and fails after a minute."""
+    wait = f"""
+    import pathlib
+    end = time.monotonic() + 60
+    while not pathlib.Path({str(file)!r}).exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    """
+    return textwrap.dedent(wait)
+
+
+def test_what_is_needed_is_waited_for_and_whole(library, tmp_path):
+    name = library("slow_one", until_there(tmp_path / "go"))
     ended = begun(name)
-    assert time.perf_counter() - start < 0.25  # the process works on meanwhile
+    (tmp_path / "go").touch()  # the process works on meanwhile
     assert imports.need(name).is_whole
     assert ended.wait(10)
 
 
-def test_the_first_is_there_before_the_second(library):
-    names = library("slow_first"), library("slow_second", "time.sleep(1)")
+def test_the_first_is_there_before_the_second(library, tmp_path):
+    names = library("slow_first"), library("slow_second", until_there(tmp_path / "go"))
     ended = begun(*names)
     assert imports.need(names[0]).is_whole
     assert not ended.is_set()
+    (tmp_path / "go").touch()
     assert imports.need(names[1]).is_whole
 
 
