@@ -155,7 +155,7 @@ def _search(
     adata = nameless(len(array), obsm={key: array})
     own = {"algorithm": search, "algorithm_kwds": how} if backend == "gpu" else {}
     if backend == "cpu":
-        compiled.keep()
+        compiled.import_umap()
     load(backend).pp.neighbors(
         adata, n_neighbors=n_neighbors, use_rep=key, metric=metric, random_state=seed, **own
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scrna import slots
+from scrna import compiled, slots
 from scrna.backend import load, to_host
 from scrna.execution import decide
 from scrna.graphs import open_graph, representation
@@ -63,6 +63,8 @@ def umap(
     key, array = representation(representation_of, int(n_pcs))
     adata.obsm[key] = array
     decide("umap", backend=backend, n_obs=adata.n_obs, n_pcs=array.shape[1])
+    if backend == "cpu":
+        compiled.import_umap()
     load(backend).tl.umap(
         adata,
         min_dist=min_dist,

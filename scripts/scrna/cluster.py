@@ -46,7 +46,7 @@ GPU_PACKAGES = ["rapids-singlecell-cu13"]
 #: What every worker imports that leaves the GPU alone.
 LIBRARIES = ["scanpy", "distributed"]
 #: Seconds after which a worker is so nearly there that waiting for it is shorter than a process of
-#: one's own, and how many more where UMAP is imported, which compiles meanwhile.
+#: one's own, and how many more where UMAP is imported, which in a new environment compiles itself.
 _SOON, _UMAP = 3.0, 4.0
 #: What Snakemake sets for a rule's own process: the threads of its libraries.
 _THREADS = [f"{name}_NUM_THREADS" for name in "OMP OPENBLAS MKL NUMEXPR".split()]
@@ -321,7 +321,7 @@ def _start_fork_server(settings: dict[str, Any]) -> None:
     about = {key: settings[key] for key in ("backend", "config", "due", "ahead")}
     about["first"] = next(iter(settings["gpus"]), "")
     os.environ[remote.WORKER_VARIABLE] = json.dumps(about)
-    also = ["umap"] if _needs_umap(settings["backend"], settings["due"]) else []
+    also = ["umap_compiled"] if _needs_umap(settings["backend"], settings["due"]) else []
     # all that it imports comes by name, and from where Python looks when it starts
     forkserver.set_forkserver_preload(["without_gc", *LIBRARIES, *also])
     paths = [str(Path(__file__).with_name("fork_server")), os.environ.get("PYTHONPATH")]

@@ -1,21 +1,50 @@
-"""What numba compiles for a neighbor graph on the CPU, kept from one process to the next."""
+"""UMAP's library on the CPU, what numba compiles of it kept from one process to the next.
+
+It needs nothing of this package: Python's fork server runs this file by itself (`scrna.cluster`).
+"""
 
 import warnings
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
-def keep() -> None:
-    """Have numba keep the functions of UMAP that turn distances into a graph.
+def import_umap() -> None:
+    """Import UMAP, and have numba keep what it and pynndescent compile.
 
-    UMAP has it keep others, but not these, and compiling them takes five seconds in each process.
-    They lie beside the library, or where that cannot be written to in the user's cache
-    (``NUMBA_CACHE_DIR``). Where nothing can be written, they are compiled each time.
+    Both tell numba to keep much of it, but not what they compile as they are imported, which takes
+    3 s in each process, nor what makes a graph of distances (5 s) and lays it out (0.6 s). It lies
+    where the rest does: beside the libraries, or where that cannot be written to in the user's
+    cache (``NUMBA_CACHE_DIR``).
     """
-    with warnings.catch_warnings():
+    with _keeping_what_has_a_signature(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ImportWarning)  # of what UMAP can also do, and not here
-        from umap.umap_ import compute_membership_strengths, smooth_knn_dist
-
-    for function in (smooth_knn_dist, compute_membership_strengths):
+        from umap import layouts, umap_
+    for function in (
+        umap_.smooth_knn_dist,
+        umap_.compute_membership_strengths,
+        layouts._nb_optimize_layout_euclidean_single_epoch,
+    ):
         if hasattr(function, "enable_caching"):  # not where NUMBA_DISABLE_JIT leaves it to Python
-            with suppress(RuntimeError):
-                function.enable_caching()
+            function.enable_caching()
+
+
+@contextmanager
+def _keeping_what_has_a_signature() -> Iterator[None]:
+    """Have numba keep the functions that it compiles as it meets them.
+
+    Those are the ones whose signature is given. Others may take functions as their arguments,
+    which numba would keep once more in each process.
+    """
+    import numba
+
+    plain = numba.njit
+
+    def njit(*args, **options) -> Callable:
+        has_signature = args and not callable(args[0])
+        return plain(*args, **({"cache": True} if has_signature else {}) | options)
+
+    numba.njit = njit
+    try:
+        yield
+    finally:
+        numba.njit = plain

@@ -69,7 +69,7 @@ def _parts(matrix) -> tuple:
 def _neighbors(adata, backend: str) -> None:
     tools = backends.load(backend)
     if backend == "cpu":
-        compiled.keep()
+        compiled.import_umap()
     tools.pp.neighbors(adata, n_neighbors=15, use_rep="X_pca", random_state=0)
 
 

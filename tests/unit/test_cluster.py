@@ -271,7 +271,7 @@ def test_what_compiles_as_it_is_imported_is_imported_once(monkeypatch, backend, 
         monkeypatch.setenv(name, "")
     settings = {"backend": backend, "config": {}, "due": due, "ahead": None, "gpus": []}
     cluster._start_fork_server(settings)
-    assert libraries == ["without_gc", *cluster.LIBRARIES, *["umap"] * is_there]
+    assert libraries == ["without_gc", *cluster.LIBRARIES, *["umap_compiled"] * is_there]
 
 
 def test_a_rules_process_is_light_and_quick(warm):

@@ -1,7 +1,5 @@
 """The neighbor graph: scanpy's, whatever the number of cells."""
 
-from pathlib import Path
-
 import anndata as ad
 import numpy as np
 import pytest
@@ -61,15 +59,6 @@ def test_the_graph_is_scanpys(demo, tmp_path, metric):
     assert params["use_rep"] == "X_pca_harmony"
     assert params["metric"] == metric
     assert found.uns["neighbors"]["connectivities_key"] == "connectivities"
-
-
-def test_what_is_compiled_for_it_is_kept_for_other_processes(tmp_path):
-    find(tmp_path, blobs(60, 3)[0])
-    from umap.umap_ import compute_membership_strengths, smooth_knn_dist
-
-    for function in (compute_membership_strengths, smooth_knn_dist):
-        kept = Path(function.stats.cache_path).glob(f"umap_.{function.py_func.__name__}-*.nbi")
-        assert next(kept).stat().st_size > 0
 
 
 @pytest.mark.parametrize("rep", ["pca", "harmony"])
