@@ -69,9 +69,10 @@ def test_the_same_results_from_a_worker_and_without(done, tmp_path):
         assert slots.digest_of(alone) == slots.digest_of(warm)
         how = [slots.provenance_of(each)["worker"] for each in (alone, warm)]
         assert how == ["own process", "warm"]
-    log = (done.folder / "logs/plain/qc.log").read_text()
-    assert re.search(r"^\[qc plain\] \d+ cells: median", done.output, re.MULTILINE)
-    assert re.search(r"INFO qc done in [\d.]+ s on the CPU$", log, re.MULTILINE)
+    for step, says in (("qc", r"\d+ cells: median"), ("hvg", r"\d+ of \d+ genes are")):
+        log = (done.folder / f"logs/plain/{step}.log").read_text()
+        assert re.search(rf"^\[{step} plain\] {says}", done.output, re.MULTILINE)
+        assert re.search(rf"INFO {step} done in [\d.]+ s on the CPU$", log, re.MULTILINE)
     for worker in ("none", "auto", "warm"):  # no reason to run again
         assert workflow.over(f"worker: {worker}").due(*files) == set()
 

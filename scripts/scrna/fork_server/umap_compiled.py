@@ -1,4 +1,4 @@
-"""UMAP as `scrna.compiled` imports it, for the fork server, whose path that is not on."""
+"""UMAP, imported as `scrna.compiled` does: by its file, since the path here has no `scrna`."""
 
 import runpy
 from pathlib import Path
