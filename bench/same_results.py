@@ -29,7 +29,9 @@ def elements(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix == ".h5":
         with h5py.File(path) as file:
             names: list[str] = []
-            file.visititems(lambda name, item: names.append(name) if hasattr(item, "dtype") else None)
+            file.visititems(
+                lambda name, item: names.append(name) if hasattr(item, "dtype") else None
+            )
             for name in names:
                 yield name, file[name][()]
         return
@@ -47,8 +49,11 @@ def difference(before: Any, after: Any) -> str | None:
     if before.shape != after.shape:
         return f"shape {before.shape} became {after.shape}"
     if before.dtype.names:
-        found = [f"{name}: {said}" for name in before.dtype.names
-                 if (said := difference(before[name], after[name]))]
+        found = [
+            f"{name}: {said}"
+            for name in before.dtype.names
+            if (said := difference(before[name], after[name]))
+        ]
         return "; ".join(found) or None
     if before.dtype.kind in "fc":
         if np.array_equal(before, after, equal_nan=True):
@@ -61,16 +66,25 @@ def difference(before: Any, after: Any) -> str | None:
 def compare(before: Path, after: Path) -> tuple[list[str], int]:
     """Compare two results folders; return what differs, and how many elements were compared."""
     kinds = ("*.h5", "*.csv", "*.zarr")
-    files = [{p.relative_to(folder) for kind in kinds for p in folder.rglob(kind)
-              if not any(above.suffix == ".zarr" for above in p.relative_to(folder).parents)}
-             for folder in (before, after)]
+    files = [
+        {
+            p.relative_to(folder)
+            for kind in kinds
+            for p in folder.rglob(kind)
+            if not any(above.suffix == ".zarr" for above in p.relative_to(folder).parents)
+        }
+        for folder in (before, after)
+    ]
     said = [f"{file}: only before" for file in sorted(files[0] - files[1])]
     said += [f"{file}: only after" for file in sorted(files[1] - files[0])]
     n_compared, differing = 0, []
     for file in sorted(files[0] & files[1]):
         old, new = (
-            {name: value for name, value in elements(folder / file)
-             if not any(part in name for part in LEFT_OUT)}
+            {
+                name: value
+                for name, value in elements(folder / file)
+                if not any(part in name for part in LEFT_OUT)
+            }
             for folder in (before, after)
         )
         for name in sorted(old.keys() | new.keys()):

@@ -88,7 +88,9 @@ def picture() -> str:
             between.add_edge(layer_of(one), layer_of(other))
     lines = ["```mermaid", "flowchart BT"]
     lines += [f'  {name}["{name}: {what}"]' for name, what in LAYERS.items()]
-    lines += [f"  {one} --> {other}" for one, other in sorted(nx.transitive_reduction(between).edges)]
+    lines += [
+        f"  {one} --> {other}" for one, other in sorted(nx.transitive_reduction(between).edges)
+    ]
     return "\n".join([*lines, "```"])
 
 
