@@ -1,11 +1,12 @@
-"""Compare the results of two runs, element by element: did a change of the code change a result?
+"""Compare the results of two runs, element by element.
 
     python bench/same_results.py BEFORE/results AFTER/results
 
-Compares every step file (``*.h5``), table (``*.csv``) and store (``*.zarr``) that both folders have:
-names, dtypes, shapes and values. Provenance and digests, which hold times and versions, are left out.
-Prints a line for every element that differs, with the largest difference, and for every file that only one
-side has. Exits with 1 if an element differs.
+To see whether a change of the code changed a result. Compares every step file (``*.h5``), table
+(``*.csv``) and store (``*.zarr``) that both folders have: names, dtypes, shapes and values. Provenance
+and digests, which hold times and versions, are left out. Prints a line for every element that
+differs, with the largest difference, and for every file that only one side has. Exits with 1 if an
+element differs.
 """
 
 import argparse

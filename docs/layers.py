@@ -16,7 +16,7 @@ BEGIN, END = "<!-- layers: python docs/layers.py -->", "<!-- end of layers -->"
 #: The layers from the bottom to the top, each with what belongs there. A module imports modules of
 #: its own layer and of those before it. `ground` is what lies in no folder, but `step`.
 LAYERS = {
-    "ground": "errors, logging, progress, files, processes, provenance, the table of steps, backend",
+    "ground": "errors, logging, progress, processes, provenance, the table of steps, backend",
     "resources": "GPUs, memory, what a step needs, the plan, kept matrices, locks",
     "config": "schema, settings, datasets, the parameters of each step",
     "data": "counts, step files, the matrix in memory or in blocks, the neighbor graph",
