@@ -22,6 +22,9 @@ include: "rules/trajectory.smk"
 include: "rules/report.smk"
 
 
+check_records()
+
+
 rule all:
     default_target: True
     input:

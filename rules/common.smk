@@ -18,7 +18,7 @@ from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
 
 from scrna import config as checks
-from scrna import execution, feedback, machine, parameters, scheduling
+from scrna import execution, feedback, machine, parameters, records, scheduling, stale
 from scrna.code import code_digest, page_digest, remember
 from scrna.decisions import decided
 from scrna.errors import UserError
@@ -56,6 +56,7 @@ def pick_dataset():
 
 
 try:
+    stale.check_hooks(workflow)
     is_main = workflow.is_main_process
     picked_line = None
     if config.get("run") == "auto":
@@ -278,6 +279,17 @@ def named(datasets):
     return "|".join(map(re.escape, datasets)) or "(?!)"
 
 
+def check_records():
+    """Look at results that Snakemake has no record of, once all rules are read."""
+    if not workflow.is_main_process:
+        return
+    try:
+        for line in records.mark_unknown(workflow, DATASETS):
+            logger.warning(line)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+
+
 def begin_run():
     """Keep a second run out of this working directory; the kernel lets go when this one ends.
     Then start the worker that GPU steps run in, or look at the cluster that is there for them.
@@ -288,6 +300,10 @@ def begin_run():
         scheduling.lift_rate_limit(workflow.scheduler)
     try:
         run_lock = directory_lock(os.getcwd())
+        for line in stale.clear(
+            workflow, DATASETS, is_elsewhere=is_elsewhere(SCHEDULER)
+        ):
+            logger.info(line)
         if SCHEDULER:
             from scrna.cluster import check_scheduler
 

@@ -23,7 +23,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import AuthenticationError, forkserver
+from multiprocessing import AuthenticationError, forkserver, util
 from multiprocessing.connection import Connection, Listener, answer_challenge, deliver_challenge
 from pathlib import Path
 from queue import Empty, PriorityQueue
@@ -298,7 +298,8 @@ def main(settings: dict[str, Any]) -> None:
         # At once: what workers hold is worth nothing now, and one may be in a long call.
         for child in [*multiprocessing.active_children(), *others]:
             child.kill()
-        shutil.rmtree(folder, ignore_errors=True)
+        for temporary in (util.get_temp_dir(), folder):
+            shutil.rmtree(temporary, ignore_errors=True)
         logging.shutdown()
         sys.stderr.flush()
         os._exit(1 if sys.exc_info()[0] not in (None, SystemExit) else 0)
@@ -327,6 +328,8 @@ def _start_fork_server(settings: dict[str, Any]) -> None:
     paths = [str(Path(__file__).with_name("fork_server")), os.environ.get("PYTHONPATH")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     forkserver.ensure_running()
+    # the fork server's socket lies there; should this process be killed, the next run removes it
+    Path(settings["folder"], "temporary").symlink_to(util.get_temp_dir())
 
 
 def _serve(

@@ -204,7 +204,9 @@ def failure_lines(
         if len(waiting) > 5:
             shown = f"{len(waiting):,} steps: {shown} …"
         lines += ["", f"Left to do: {shown}."] if waiting else [""]
-        lines += ["What is done stays; the same command goes on from there."]
+        lines += [
+            "What is done stays. Once this is put right, the same command goes on from there."
+        ]
     return lines
 
 

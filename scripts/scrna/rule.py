@@ -85,6 +85,7 @@ def _job(snakemake, label: str) -> dict[str, Any]:
         },
         "settings": snakemake.params.get("settings", {}),
         "untracked": snakemake.params.get("untracked", {}),
+        "code": snakemake.params.get("code"),
         "threads": snakemake.threads,
         "config": {key: snakemake.config[key] for key in _SECTIONS if key in snakemake.config},
     }

@@ -113,6 +113,7 @@ def provenance() -> dict[str, Any]:
     -------
     step, backend, parameters, inputs (digests by name), started (UTC), what `note` was given,
     warnings (what it has warned of so far, where it has), worker (``warm`` or ``own process``),
+    code (the digest of the rule's code, where a rule runs the step),
     seconds so far, device, the most memory in use on it so far and the versions of the packages in
     use; empty outside a step.
     """
@@ -122,6 +123,8 @@ def provenance() -> dict[str, Any]:
     known = {key: value for key, value in record.items() if key != "clock"}
     process = _process.get() or {"worker": "own process"}
     known["worker"] = process["worker"]
+    if code := process.get("code"):
+        known["code"] = code
     if peak := process.get("peak"):
         known["memory_peak_bytes"] = peak.peak_bytes
     known["seconds"] = round(time.perf_counter() - record["clock"], 3)
@@ -208,7 +211,7 @@ def perform(function: Callable, job: Mapping[str, Any], worker: str = "own proce
     settings = dict(job["settings"])
     if "threads" in inspect.signature(function).parameters:
         settings["threads"] = job["threads"]
-    process: dict[str, Any] = {"worker": worker}
+    process: dict[str, Any] = {"worker": worker, "code": job.get("code")}
     is_warm, backend = worker == "warm", settings.get("backend")
     with ExitStack() as stack:
         if backend == "gpu":

@@ -147,7 +147,7 @@ def test_lines_of_what_failed_and_what_is_left(job):
         f"  its log: {job.log}",
         "",
         "Left to do: 7 steps: final toy0, final toy1, final toy2, final toy3, final toy4 ….",
-        "What is done stays; the same command goes on from there.",
+        "What is done stays. With this put right, the same command goes on from there.",
     ]
     assert failure_lines([stopped], left) == []
 
