@@ -283,6 +283,8 @@ def main(settings: dict[str, Any]) -> None:
             os.environ["CUDA_VISIBLE_DEVICES"] = settings["gpus"][0]
             others += _start_reader(settings)
         _start_fork_server(settings)
+        # The fork server's socket lies there. If this process is killed, the next run removes it.
+        (folder / "temporary").symlink_to(util.get_temp_dir())
         client = _start_cluster(settings, folder)
         key = secrets.token_bytes(32)
         seats = PriorityQueue()  # the first that is free: the others prepare for what is to come
@@ -328,8 +330,6 @@ def _start_fork_server(settings: dict[str, Any]) -> None:
     paths = [str(Path(__file__).with_name("fork_server")), os.environ.get("PYTHONPATH")]
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     forkserver.ensure_running()
-    # the fork server's socket lies there; should this process be killed, the next run removes it
-    Path(settings["folder"], "temporary").symlink_to(util.get_temp_dir())
 
 
 def _serve(

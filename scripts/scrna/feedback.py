@@ -204,9 +204,7 @@ def failure_lines(
         if len(waiting) > 5:
             shown = f"{len(waiting):,} steps: {shown} …"
         lines += ["", f"Left to do: {shown}."] if waiting else [""]
-        lines += [
-            "What is done stays. Once this is put right, the same command goes on from there."
-        ]
+        lines += ["What is done stays. With this put right, the same command goes on from there."]
     return lines
 
 

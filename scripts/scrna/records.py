@@ -57,7 +57,9 @@ def mark_unknown(workflow: Any, datasets: Iterable[str]) -> list[str]:
                 kept += unknown
                 continue
             why = difference(place)
-        if why and any([records.write_unknown(place.rule.name, file, why) for file in files]):
+        # all of them, so no generator: any() would stop at the first
+        written = [records.write_unknown(place.rule.name, file, why) for file in files if why]
+        if any(written):
             again[place.wildcards["dataset"], why].append(place.rule.name)
     lines = [f"{file}: nothing says where it came from; it is used as it is" for file in kept]
     for (name, why), rules in again.items():

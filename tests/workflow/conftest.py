@@ -94,17 +94,12 @@ class Workflow:
     @staticmethod
     def plans(*workflows: "Workflow", targets: tuple[str, ...] = ()) -> list[set[str]]:
         """List the jobs that are `due` in each of several workflows."""
-        with tempfile.TemporaryDirectory() as folder:
-            answers = [f"{folder}/{number}" for number in range(len(workflows))]
-            commands = [[*w._arguments("--summary"), "--", *targets] for w in workflows]
-            subprocess.run(
-                [sys.executable, Path(__file__).with_name("plans.py")],
-                input=json.dumps(list(zip(commands, answers, strict=True))),
-                env=environment(),
-                text=True,
-                check=True,
-            )
-            return [_jobs(Path(answer).read_text()) for answer in answers]
+        return [_jobs(output) for _, output in _calls(workflows, targets, "--summary")]
+
+    @staticmethod
+    def runs(*workflows: "Workflow", options: tuple[str, ...] = ()) -> list[tuple[int, str]]:
+        """Run several workflows, as many at a time as there are cores; exit status and output."""
+        return _calls(workflows, (), "--cores", "1", *options)
 
     def _arguments(self, *options: str) -> list[str]:
         options += ("--snakefile", f"{self.code}/Snakefile", "--directory", str(self.folder))
@@ -121,6 +116,21 @@ class Workflow:
         ) as file:
             file.write(setting)
         return Path(file.name)
+
+
+def _calls(workflows, targets: tuple[str, ...], *options: str) -> list[tuple[int, str]]:
+    """Call Snakemake for several workflows, imported once; exit status and output of each."""
+    with tempfile.TemporaryDirectory() as folder:
+        answers = [f"{folder}/{number}" for number in range(len(workflows))]
+        commands = [[*w._arguments(*options), "--", *targets] for w in workflows]
+        subprocess.run(
+            [sys.executable, Path(__file__).with_name("plans.py")],
+            input=json.dumps(list(zip(commands, answers, strict=True))),
+            env=environment(),
+            text=True,
+            check=True,
+        )
+        return [(int(Path(f"{a}.status").read_text()), Path(a).read_text()) for a in answers]
 
 
 def _jobs(summary: str) -> set[str]:
