@@ -300,10 +300,6 @@ def begin_run():
         scheduling.lift_rate_limit(workflow.scheduler)
     try:
         run_lock = directory_lock(os.getcwd())
-        for line in stale.clear(
-            workflow, DATASETS, is_elsewhere=is_elsewhere(SCHEDULER)
-        ):
-            logger.info(line)
         if SCHEDULER:
             from scrna.cluster import check_scheduler
 
@@ -322,6 +318,10 @@ def begin_run():
             )
             if NEXT_MAY_WAIT:
                 scheduling.admit_one_more(workflow.scheduler, "gpu")
+        for line in stale.clear(
+            workflow, DATASETS, is_elsewhere=is_elsewhere(SCHEDULER)
+        ):
+            logger.info(line)
     except UserError as error:
         raise WorkflowError(str(error)) from None
 

@@ -51,7 +51,7 @@ def mark_unknown(workflow: Any, datasets: Iterable[str]) -> list[str]:
     for place in there:
         files = [file for file in place.outputs if Path(file).exists()]
         unknown = [file for file in files if not records.has(file)]
-        why = _changed_source(place)
+        why = _changed_source(place) or records.lost_input(files)
         if unknown and not why:
             if place.rule.name == "download":  # a person may have put the file there
                 kept += unknown
@@ -122,6 +122,21 @@ class Records:
         from snakemake.io import IOFile
 
         return self._kept.metadata(IOFile(file)) is not None
+
+    def lost_input(self, files: Iterable[str]) -> str | None:
+        """Find a result that files were made from and that is gone, with its record.
+
+        Snakemake removes both where a step fails. A file that a person removed keeps its record.
+        """
+        from snakemake.io import IOFile
+
+        for file in files:
+            record = self._kept.metadata(IOFile(file))
+            for name in (record and record.input) or []:
+                is_result = name.startswith("results/")
+                if is_result and not Path(name).exists() and not self.has(name):
+                    return f"made from {name}, which a later run could not make again"
+        return None
 
     def write_unknown(self, rule: str, file: str, why: str) -> bool:
         """Write a record whose parameters are like none; return whether there was another."""
