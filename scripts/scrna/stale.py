@@ -136,8 +136,8 @@ def remove_followers(workflow: Any, datasets: Iterable[str]) -> list[str]:
         files = [file for file in sorted(made.outputs) if file.startswith("results/")]
         removed[made.dataset] += sum(map(remove, files))
     return [
-        f"{name}: {_first(workflow.dag, due, name)} made again: "
-        f"{count} {'result' if count == 1 else 'results'} of earlier settings or inputs removed"
+        f"{name}: {_first(workflow.dag, due, name)} made again; {count} earlier "
+        f"{'result was' if count == 1 else 'results were'} removed, so that none is taken for new"
         for name, count in sorted(removed.items())
         if count
     ]

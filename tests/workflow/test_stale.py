@@ -1,10 +1,13 @@
 """No result stands that does not follow from the present config: after failures, kills, moves."""
 
+import http.server
 import os
 import re
 import shutil
 import signal
+import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import anndata as ad
@@ -14,7 +17,7 @@ from tests.workflow import test_reruns as table
 from tests.workflow.processes import processes_of, wait_until
 from tests.workflow.test_interrupts import assert_same
 
-#: Rule → its jobs and all that follow them, in the shared run. Its `download` has a test below.
+#: Rule → its jobs and all that follow them, in the shared run. `download` has a test of its own.
 FOLLOWS = {
     "simulate": table.SIMULATE,
     "convert": table.CONVERT,
@@ -40,6 +43,12 @@ FOLLOWS = {
     "marker_figures": table.of("marker_figures report"),
     "report": table.of("report"),
 }
+#: Those of the table that are run each time; all of them take a minute.
+IN_SHORT = ["simulate", "filter", "harmony", "leiden", "figures", "final"]
+CAMPAIGN = [
+    pytest.mark.campaign,
+    pytest.mark.skipif("SCRNA_TEST_CAMPAIGN" not in os.environ, reason="SCRNA_TEST_CAMPAIGN=1"),
+]
 #: What each rule writes, below results/ and the place of its job.
 OUTPUTS = {
     "convert": ["counts.zarr", "counts.json"],
@@ -91,8 +100,15 @@ def rules_in(file: Path) -> list[str]:
     return re.findall(r"^rule (\w+):", file.read_text(), re.MULTILINE)
 
 
-def test_each_rule_fails_twice_and_nothing_of_before_stands(done, tmp_path):
-    broken = {rule: breaking(done, rule, tmp_path / rule) for rule in FOLLOWS}
+@pytest.mark.parametrize(
+    "rules",
+    [
+        pytest.param(IN_SHORT, id="in short"),
+        pytest.param([*{*FOLLOWS} - {*IN_SHORT}], id="the others", marks=CAMPAIGN),
+    ],
+)
+def test_each_rule_fails_twice_and_nothing_of_before_stands(done, tmp_path, rules):
+    broken = {rule: breaking(done, rule, tmp_path / rule) for rule in rules}
     before, everything = there(done), results_of(table.jobs(table.JOBS))
     for time in ("once", "twice"):
         ends = dict(zip(broken, done.runs(*broken.values()), strict=True))
@@ -136,7 +152,9 @@ def test_a_change_that_fails_and_is_taken_back(done, tmp_path):
 def test_what_was_removed_is_said_once(done, tmp_path):
     bad = done.at(tmp_path / "work").over("run: plain\nfilter: {min_genes: 4999}\nworker: none")
     n_results = len(results_of(table.at("plain", table.FILTER)))
-    said = f"plain: filter and what follows are made again: {n_results} results of earlier settings"
+    said = (
+        f"plain: filter and what follows are made again; {n_results} earlier results were removed"
+    )
     assert said in bad.run(fails=True)
     assert "made again" not in bad.run(fails=True)
 
@@ -152,7 +170,7 @@ def test_a_source_without_counts(done, tmp_path, is_replaced):
     asked.run("results/new/filter.h5")
     assert asked.due("results/new/filter.h5") == set()
     source = ad.read_h5ad(good)
-    source.X = source.X.astype(float) + 0.5
+    source.X = source.X.astype(float) * 1.5
     source.write_h5ad(bad)
     os.utime(bad, (1e9, 1e9))
     changed = asked.over("datasets: {new: {source: bad.h5ad}}")
@@ -210,6 +228,39 @@ def test_a_dataset_that_is_not_run_and_a_touch_lose_nothing(done, tmp_path):
     assert changed.due() == set()
 
 
+def test_what_a_failed_step_took_away_is_missed_whoever_ran_it(done, tmp_path):
+    workflow = done.at(tmp_path / "work").over("run: plain")
+    files = [f"results/plain/filter.{kind}" for kind in ("h5", "csv")]
+    for file in files:
+        (workflow.folder / file).unlink()
+    assert workflow.due() == set()  # a person may remove what has served its purpose
+    workflow.run(options=("--cleanup-metadata", *files))
+    assert workflow.due() == table.at("plain", table.FILTER)
+
+
+def test_a_download_that_fails(fresh, done, tmp_path, monkeypatch):
+    shutil.copy(done.folder / "resources/plain.h5ad", tmp_path / "good.h5ad")
+    (tmp_path / "bad.h5ad").write_text("no counts")
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            monkeypatch.setenv("SCRNA_TEST_URL", f"http://127.0.0.1:{server.server_port}")
+            good, bad = (
+                fresh.over(f"run: web\ndatasets: {{web: {{source: $SCRNA_TEST_URL/{name}.h5ad}}}}")
+                for name in ("good", "bad")
+            )
+            good.run("results/web/counts.json")
+            for _ in range(2):
+                bad.run("results/web/counts.json", fails=True)
+                assert [*fresh.folder.glob("results/web/*")] == []
+            due = {"download web", "convert web"}
+            assert good.due("results/web/counts.json") == due
+        finally:
+            server.shutdown()
+
+
 def test_without_its_hooks_no_run_starts(done):
     assert "Leave the option away" in done.run(options=("--no-hooks",), fails=True)
 
@@ -234,9 +285,10 @@ def test_stopped_in_the_middle_of_a_rerun(done, tmp_path, number):
     assert {"final plain", "h5ad plain"} <= changed.due()
     # with the change taken back, all of it is due, and nothing that stood
     assert asked.due() == table.at("plain", table.FILTER)
-    changed.run()
+    target = "results/plain/hvg.h5"
+    changed.run(target)
     assert not [*asked.folder.rglob("results/plain/.*.tmp-*")]
-    assert changed.due() == set()
+    assert changed.due(target) == set()
 
 
 def there_or_temporary(workflow) -> dict[str, int]:
@@ -259,7 +311,7 @@ def test_results_that_came_without_their_records_are_compared_with_the_config(do
     assert re.search("toy: leiden, leiden: made with resolution 0.6, not 1.1", output)
     assert "snakemake --touch takes all that is there" in output
     assert changed.due() == SILENT | table.at("toy", table.LEIDEN)
-    assert "made with" not in changed.run(options=("--dry-run",))
+    assert "made again when asked for" not in changed.run(options=("--dry-run",))
     assert done.at(tmp_path / "again").due() == set()
 
 
