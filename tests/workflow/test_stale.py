@@ -100,6 +100,7 @@ def rules_in(file: Path) -> list[str]:
     return re.findall(r"^rule (\w+):", file.read_text(), re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rules",
     [
@@ -159,6 +160,7 @@ def test_what_was_removed_is_said_once(done, tmp_path):
     assert "made again" not in bad.run(fails=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_replaced", [True, False], ids=["replaced", "another"])
 def test_a_source_without_counts(done, tmp_path, is_replaced):
     """Also one that is older than the results, which Snakemake takes for no change."""
@@ -238,6 +240,7 @@ def test_what_a_failed_step_took_away_is_missed_whoever_ran_it(done, tmp_path):
     assert workflow.due() == table.at("plain", table.FILTER)
 
 
+@pytest.mark.slow
 def test_a_download_that_fails(fresh, done, tmp_path, monkeypatch):
     shutil.copy(done.folder / "resources/plain.h5ad", tmp_path / "good.h5ad")
     (tmp_path / "bad.h5ad").write_text("no counts")
