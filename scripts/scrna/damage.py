@@ -70,11 +70,13 @@ def set_aside(error: DamagedError) -> DamagedError:
     moved = []
     for path in _to_make_again(error):
         target = path.with_name(path.name + SET_ASIDE)
+        if not path.exists():
+            continue  # another step has found it, too
         try:
             remove(target)
             path.rename(target)
         except FileNotFoundError:
-            continue  # another step has found it, too
+            continue
         except OSError as failure:
             log.warning("%s could not be set aside: %s", path, failure)
             return error

@@ -130,8 +130,8 @@ def check_sizes(
     facts = read_summary(summary)
     own = {"n_obs": shape[0], "n_vars": shape[1], "nnz": n_stored[0]}
     for key, n in own.items():
-        if facts.get(key) != n:
-            found = f"{summary} does not belong to {store}: its {key} is {facts.get(key)}, not {n}"
+        if facts.get(key, n) != n:
+            found = f"{summary} does not belong to {store}: its {key} is {facts[key]}, not {n}"
             raise DamagedError(store, found, summary)
 
 
@@ -270,14 +270,18 @@ class ShardedArray:
         places = struct.Struct(f"<{2 * n}Q")
         n_index = places.size + _CRC_BYTES
         index = os.pread(descriptor, n_index, max(0, size - n_index))
-        if len(index) != n_index or not _has_crc(index):
+        if len(index) != n_index or not _has_crc(np.frombuffer(index, np.uint8)):
             self._damaged(file, "its index does not have its checksum")
         where = places.unpack(index[:-_CRC_BYTES])
+        # one buffer for all: getting new memory would take longer than reading into it
+        buffer = np.empty(max((n for n in where[1::2] if n != _NO_CHUNK), default=0), np.uint8)
         for chunk in chunks:
             start, length = where[2 * chunk : 2 * chunk + 2]
             if (start, length) == (_NO_CHUNK, _NO_CHUNK):
                 continue  # the fill value alone
-            if start + length > size or not _has_crc(os.pread(descriptor, length, start)):
+            content = buffer[:length]
+            n_read = os.preadv(descriptor, [content], start)
+            if n_read < length or not _has_crc(content):
                 self._damaged(file, f"chunk {chunk} does not have its checksum")
 
     def _damaged(self, file: Path, what: str) -> NoReturn:
@@ -328,12 +332,10 @@ def _names(files: dict[str, Any], under: str) -> list[str]:
     return [name for name in files if not under or name.startswith(f"{under}/")]
 
 
-def _has_crc(content: bytes) -> bool:
+def _has_crc(content: np.ndarray) -> bool:
     """Whether bytes end with the CRC-32C of those before."""
-    if len(content) < _CRC_BYTES:
-        return False
-    stored = int.from_bytes(content[-_CRC_BYTES:], "little")
-    return _crc32c(np.frombuffer(content, np.uint8)[:-_CRC_BYTES]) == stored
+    stored = int.from_bytes(content[-_CRC_BYTES:].tobytes(), "little")
+    return len(content) >= _CRC_BYTES and _crc32c(content[:-_CRC_BYTES]) == stored
 
 
 def _crc32c(content: bytes | np.ndarray) -> int:

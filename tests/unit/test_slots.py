@@ -157,7 +157,7 @@ def test_the_digest_of_records_is_that_of_what_is_in_the_file(tmp_path):
         slots.write(tmp_path / "a.h5", written)
         with h5py.File(tmp_path / "a.h5") as file:
             written = json.loads(file.attrs["digests"])
-            found = [slots._digest(file[name], {}, f"{name}/") for name in slots.names(file.filename)]
+            found = [slots._digest(file[name], {}, f"{name}/") for name in written if "/" in name]
             assert list(written.values())[:2] == found
             digests.add(tuple(found))
     assert len(digests) == 1
