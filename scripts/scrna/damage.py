@@ -40,7 +40,8 @@ class DamagedError(UserError):
         super().__init__(result, found, file, advice)  # with all of them it can be pickled
         self.result, self.found = Path(result), found
         self.file = Path(file or result)
-        self.advice = advice or f"Remove {result} and run the same command again, which makes it"
+        removed = f"Remove {result} and run" if self.result.exists() else "Run"
+        self.advice = advice or f"{removed} the same command again, which makes it"
 
     def __str__(self) -> str:
         return f"{self.found}. {self.advice}"
@@ -81,8 +82,9 @@ def set_aside(error: DamagedError) -> DamagedError:
             log.warning("%s could not be set aside: %s", path, failure)
             return error
         moved.append(f"{path} is now {target.name}")
-    done = "; ".join(moved) or f"{error.result} has been set aside"
-    advice = f"{done}. Run the same command again: it makes {error.result.name} anew"
+    advice = f"Run the same command again: it makes {error.result.name} anew"
+    if moved:
+        advice = f"{'; '.join(moved)}. {advice}"
     return DamagedError(error.result, error.found, error.file, advice)
 
 
@@ -182,13 +184,17 @@ def read_summary(path: Path) -> dict[str, Any]:
     """
     path = Path(path)
     result = path.with_suffix(".zarr")
-    with reading(path, result):
-        facts = json.loads(path.read_text("utf-8"))
-    if not isinstance(facts, dict):
-        raise DamagedError(result, f"{path} is damaged (it holds no JSON object)", path)
-    checksum = facts.pop(_CHECKSUM, None)  # older files have none
-    if checksum is not None and checksum != _checksum(facts):
-        raise DamagedError(result, f"{path} is damaged (it does not have its checksum)", path)
+    try:
+        with reading(path, result):
+            facts = json.loads(path.read_text("utf-8"))
+        if not isinstance(facts, dict):
+            raise DamagedError(result, f"{path} is damaged (it holds no JSON object)", path)
+        checksum = facts.pop(_CHECKSUM, None)  # older files have none
+        if checksum is not None and checksum != _checksum(facts):
+            raise DamagedError(result, f"{path} is damaged (it does not have its checksum)", path)
+    except DamagedError as error:  # no rule asks for the summary, so that it comes with the store
+        advice = f"Remove {path} and {result} and run the same command again, which makes them"
+        raise DamagedError(result, error.found, path, advice) from error
     return facts
 
 
