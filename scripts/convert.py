@@ -35,7 +35,6 @@ Output
 """
 
 import hashlib
-import json
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -53,9 +52,9 @@ from scrna.annotations import (
 )
 from scrna.cells import write_cells
 from scrna.counts import in_order
+from scrna.damage import write_json
 from scrna.errors import UserError
 from scrna.fetch import file_sha256
-from scrna.files import replacing
 from scrna.log import log
 from scrna.progress import Progress
 from scrna.sources import Block, Source, open_source
@@ -155,7 +154,7 @@ def convert(
         "provenance": provenance(),
     }
     _tell(facts)
-    _write_json(summary, facts)
+    write_json(summary, facts)
 
 
 def _write_counts(
@@ -300,11 +299,6 @@ def _tell(facts: dict[str, Any]) -> None:
     )
     for warning in facts["warnings"]:
         log.warning("%s", warning)
-
-
-def _write_json(path: Path, facts: dict[str, Any]) -> None:
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -95,6 +95,7 @@ def filter_cells(
             "var/keep": keep_genes,
             "var/n_cells_kept": n_cells,
         },
+        table=lambda: table,
     )
     taken = "; ".join(in_words(row) for row in rows if row["cells"]) or "none breaks a bound"
     log.info("%s of %s cells kept; %s", f"{n_kept:,}", f"{len(keep):,}", taken)

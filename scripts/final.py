@@ -19,15 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import zarr
 
 from scrna import slots
 from scrna.celltypes import cell_types
 from scrna.counts import Counts, kept
+from scrna.damage import reading
 from scrna.errors import UserError
+from scrna.integrity import check_matrices
 from scrna.log import log
 from scrna.names import is_clustering
 from scrna.step import provenance, run, step
-from scrna.store import bytes_on_disk, new_store, write_tables
+from scrna.store import bytes_on_disk, new_store, write_element, write_tables
 
 #: Parts of a name in uns that sc.pp.neighbors derives from its key.
 _GRAPHS = ("distances", "connectivities")
@@ -87,7 +90,7 @@ def final(
         take_over(matrix, root)
         write_tables(root, obs, var)
         for slot in ("obsm", "varm", "obsp", "uns"):
-            ad.io.write_elem(root, slot, parts[slot])
+            write_element(root, slot, parts[slot])
     log.info(
         "%s: %s cells × %s genes, %s MB; clusters in obs %s; embeddings in obsm %s",
         out,
@@ -237,7 +240,14 @@ def take_over(matrix: Path, root) -> None:
         The store that has them, as X and layers.
     root
         The root group of the store that gets them.
+
+    Raises
+    ------
+    DamagedError
+        If a file of the matrices is missing or damaged.
     """
+    with reading(matrix / "zarr.json", matrix):
+        check_matrices(matrix, zarr.open_group(matrix, mode="r", use_consolidated=False))
     for name in ("X", "layers"):
         if not (matrix / name).is_dir():
             continue

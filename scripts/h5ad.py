@@ -9,7 +9,9 @@ Settings: ``final.h5ad`` asks for it. Input: ``final.zarr``. Output: ``final.h5a
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scrna.damage import reading
 from scrna.files import replacing
+from scrna.integrity import FILES, ShardedArray, check_there, files_of, reading_elements
 from scrna.log import log
 from scrna.progress import Progress
 from scrna.step import run, step
@@ -34,7 +36,10 @@ def h5ad(store: Path, out: Path) -> None:
     import h5py
     import zarr
 
-    source = zarr.open_group(store, mode="r")
+    with reading(store / "zarr.json", store):
+        source = zarr.open_group(store, mode="r")
+    files = files_of(source)
+    check_there(store, files)
     matrices = ["X"] if "X" in source else []
     matrices += [f"layers/{name}" for name in source["layers"]]
     total = sum(array.nbytes for name in matrices for _, array in source[name].arrays())
@@ -44,15 +49,16 @@ def h5ad(store: Path, out: Path) -> None:
         h5py.File(temporary, "w") as file,
         Progress("h5ad", total=total / 1e6, unit="MB") as progress,
     ):
-        file.attrs.update(dict(source.attrs))
+        file.attrs.update({key: value for key, value in source.attrs.items() if key != FILES})
         shape = []
         for slot in ("obs", "var", "obsm", "varm", "obsp", "varp", "uns"):
-            value = ad.io.read_elem(source[slot])
+            with reading_elements(store, source, [slot]):
+                value = ad.io.read_elem(source[slot])
             ad.io.write_elem(file, slot, value)
             shape += [len(value)] if slot in ("obs", "var") else []
         ad.io.write_elem(file, "layers", {})
         for name in matrices:
-            _copy(source[name], file.create_group(name), progress)
+            _copy(store, files, source[name], file.create_group(name), progress)
     log.info(
         "%s: %s cells × %s genes, %s MB",
         out,
@@ -61,14 +67,18 @@ def h5ad(store: Path, out: Path) -> None:
     )
 
 
-def _copy(matrix: "zarr.Group", target: "h5py.Group", progress: Progress) -> None:
+def _copy(
+    store: Path, files: dict, matrix: "zarr.Group", target: "h5py.Group", progress: Progress
+) -> None:
     """Copy a CSR matrix with the types that it has, a shard after another."""
     target.attrs.update(dict(matrix.attrs))
     for part, array in matrix.arrays():
         copied = target.create_dataset(part, shape=array.shape, dtype=array.dtype)
         n = (array.shards or array.chunks)[0]
+        checked = ShardedArray(store, array, files)
         for start in range(0, array.shape[0], n):
-            piece = array[start : start + n]
+            span = slice(start, min(start + n, array.shape[0]))
+            piece = checked.read(span, lambda array, span: array[span])
             copied[start : start + n] = piece
             progress.update(piece.nbytes / 1e6)
 

@@ -110,7 +110,9 @@ def integration(
     facts = {"batch_key": batch_key[0], "n_cells": len(chosen), **rows}
     facts |= {"label_key": label_key} if label_key else {}
     facts |= {"mixing": verdict.mixing, "biology": verdict.biology, "overall": verdict.overall}
-    slots.write(out, {"uns/integration": facts | {"verdict": verdict.sentence}})
+    slots.write(
+        out, {"uns/integration": facts | {"verdict": verdict.sentence}}, table=lambda: table
+    )
     log.info("%s", verdict.sentence)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from scrna import expression, slots
 from scrna.celltypes import cell_types
+from scrna.damage import reading
 from scrna.groups import groups_of
 from scrna.log import log
 from scrna.step import provenance, run, step
@@ -178,7 +179,9 @@ def top_markers(table: Path, groups: list[str], n_markers: int) -> tuple[dict[st
     import pandas as pd
 
     # a gene may be called NA
-    found = pd.read_csv(table, usecols=["group", "names"], dtype=str, na_filter=False)
+    slots.check_table(table)
+    with reading(table):
+        found = pd.read_csv(table, usecols=["group", "names"], dtype=str, na_filter=False)
     there = found["group"].nunique()
     n_each = max(1, min(n_markers, MOST_COLUMNS // max(1, there)))
     if n_each < n_markers and there:

@@ -17,7 +17,7 @@ if __name__ == "__main__":  # a warm worker does the step, if there is one: noth
     hand_over(__file__, snakemake)
 
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from scrna import blocks, slots
@@ -220,26 +220,26 @@ def _write(out: Path, table: Path, ranked: dict) -> None:
     """Write both files at a time: most of it is turning numbers and names into text."""
     with ThreadPoolExecutor(1) as pool:
         written = pool.submit(_write_table, table, ranked)
-        _write_step(out, ranked)
-        written.result()
+        _write_step(out, ranked, written)
 
 
-def _write_table(table: Path, ranked: dict) -> None:
+def _write_table(table: Path, ranked: dict) -> Path:
     import pandas as pd
 
     nothing = pd.DataFrame(columns=["group", *_FIELDS, *_FRACTIONS.values()])
     with replacing(table) as temporary, temporary.open("wb") as file:
         file.writelines(as_csv(as_table(ranked) if ranked else nothing))
+    return table
 
 
-def _write_step(out: Path, ranked: dict) -> None:
+def _write_step(out: Path, ranked: dict, table: Future[Path]) -> None:
     plain = {
         name: {key: value for key, value in item.items() if value is not None}
         if name == "params"
         else item
         for name, item in ranked.items()
     }
-    slots.write(out, {"uns/rank_genes_groups": plain} if plain else {})
+    slots.write(out, {"uns/rank_genes_groups": plain} if plain else {}, table=table.result)
 
 
 if __name__ == "__main__":

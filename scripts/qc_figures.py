@@ -14,6 +14,7 @@ from pathlib import Path
 
 from scrna import slots
 from scrna.counts import Counts, kept
+from scrna.damage import reading
 from scrna.step import provenance, run, step
 
 
@@ -70,7 +71,9 @@ def pictures(
     from scrna.drawing import as_groups
 
     cells, _ = kept(filtered)
-    removed = pd.read_csv(table)
+    slots.check_table(table)
+    with reading(table):
+        removed = pd.read_csv(table)
     quality = pd.DataFrame({name: slots.read(qc, f"obs/{name}") for name in draw.QC})
     batch = None
     if batch_key:

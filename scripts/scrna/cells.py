@@ -21,6 +21,7 @@ from scrna.annotations import (
     unique_index,
 )
 from scrna.errors import UserError
+from scrna.store import TABLE_COMPRESSOR, write_element
 
 _PIECE = 2**16  # strings that are read, and written, at once
 _FEW = 2**16  # categories that are looked for as they are read
@@ -225,8 +226,6 @@ def write_cells(root: zarr.Group, table: CellTable, cells: np.ndarray) -> Writte
     cells
         Mask of those that are written.
     """
-    from anndata.io import write_elem
-
     group = root.create_group("obs")
     group.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.2.0"})
     group.attrs.update({"_index": "_index", "column-order": table.columns})
@@ -242,7 +241,7 @@ def write_cells(root: zarr.Group, table: CellTable, cells: np.ndarray) -> Writte
             described |= describe_columns({name: values})
             rows.add(pd.util.hash_pandas_object(values, index=False).to_numpy())
             is_plain = isinstance(values.dtype, np.dtype)
-            write_elem(group, name, values.to_numpy() if is_plain else values.array)
+            write_element(group, name, values.to_numpy() if is_plain else values.array)
         del values  # before the next one is read
     names, notes = unique_names(table.names.where(cells))
     rows.add(names.hashes())
@@ -334,7 +333,13 @@ def _sorted_categories(codes: np.ndarray, categories: np.ndarray) -> pd.Categori
 def _write_text(group: zarr.Group, name: str, text: Text) -> None:
     """Write strings as AnnData encodes them, piece by piece."""
     n = len(text)
-    array = group.create_array(name, shape=(n,), dtype=str, chunks=(max(1, min(n, _PIECE)),))
+    array = group.create_array(
+        name,
+        shape=(n,),
+        dtype=str,
+        chunks=(max(1, min(n, _PIECE)),),
+        compressors=TABLE_COMPRESSOR,
+    )
     array.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
     waiting, done = np.empty(0, object), 0
     for values in text.pieces():

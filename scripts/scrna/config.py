@@ -5,7 +5,6 @@ defaults and descriptions. ``python scripts/scrna/config.py`` writes the setting
 ``config/config.yaml`` from it anew.
 """
 
-import json
 import os
 import re
 import sys
@@ -17,6 +16,7 @@ from urllib.parse import urlsplit
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[1]))
 
+from scrna.damage import read_summary
 from scrna.errors import UserError
 from scrna.execution import blocks_problems
 from scrna.names import is_clustering
@@ -279,7 +279,7 @@ def check_columns(
         summary = Path(results, name, "counts.json")
         if not summary.exists():
             continue
-        facts = json.loads(summary.read_text())
+        facts = read_summary(summary)
         if not _is_current(facts, summary, found[name].files):
             continue
         columns = list(facts["obs_columns"])

@@ -5,7 +5,6 @@ a pair of masks and normalisation a factor a cell, so a step reads what it needs
 (CPU or GPU), and the matrix is never written again.
 """
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,16 @@ import numpy as np
 from scrna import slots
 from scrna.backend import arrays, csr_matrix
 from scrna.codecs import fast_codecs
+from scrna.damage import read_summary, reading
 from scrna.errors import UserError
+from scrna.integrity import (
+    ShardedArray,
+    check_content,
+    check_sizes,
+    check_there,
+    files_of,
+    reading_elements,
+)
 from scrna.sizes import BLOCK_NNZ, GPU_MAX_NNZ
 
 
@@ -45,43 +53,69 @@ class Counts:
     ----------
     path
         ``counts.zarr``, an AnnData store whose X is CSR, with ``counts.json`` beside it.
+
+    Raises
+    ------
+    DamagedError
+        If a file of the store is missing or cut off; what else is damaged is told when it is read.
     """
 
     def __init__(self, path: Path):
         import zarr
 
-        self.path = Path(path)
-        with fast_codecs():
-            self._group = zarr.open_group(self.path, mode="r", use_consolidated=False)
-            self._data = self._group["X/data"]
-            self._indices = self._group["X/indices"]
-        self.indptr: np.ndarray = self._group["X/indptr"][:].astype(np.int64)
-        self.shape: tuple[int, int] = tuple(int(n) for n in self._group["X"].attrs["shape"])
+        self.path = path = Path(path)
+        with reading(path / "zarr.json", path):
+            self._group = zarr.open_group(path, mode="r", use_consolidated=False)
+            files = files_of(self._group)
+            check_there(path, files)
+            check_content(path, files, "X")
+            check_content(path, {name: files[name] for name in files if name.endswith(".json")})
+        with reading(path / "X", path):
+            with fast_codecs():
+                self._data = ShardedArray(path, self._group["X/data"], files)
+                self._indices = ShardedArray(path, self._group["X/indices"], files)
+            self.indptr: np.ndarray = self._group["X/indptr"][:].astype(np.int64)
+            self.shape: tuple[int, int] = tuple(int(n) for n in self._group["X"].attrs["shape"])
+        n_stored = [part.array.shape[0] for part in (self._data, self._indices)]
+        check_sizes(path, self.shape, self.indptr, n_stored)
 
     @property
     def summary(self) -> dict[str, Any]:
         """What ``counts.json`` says: sizes, source, columns, warnings."""
-        return json.loads(self.path.with_suffix(".json").read_text())
+        return read_summary(self.path.with_suffix(".json"))
 
     def genes(self) -> np.ndarray:
         """Gene symbols, unique; object array (n_vars,)."""
-        return _index(self._group["var"])
+        return self._index("var")
 
     def cell_names(self) -> np.ndarray:
         """Cell names, unique; object array (n_obs,)."""
-        return _index(self._group["obs"])
+        return self._index("obs")
+
+    def _index(self, slot: str) -> np.ndarray:
+        """Read the index of a DataFrame in the store, without the 2 s of importing anndata."""
+        with reading(self.path / slot, self.path):
+            key = f"{slot}/{self._group[slot].attrs['_index']}"
+        with reading_elements(self.path, self._group, [key]):
+            index = self._group[key]
+            # strings that may be missing are a group
+            values = index if hasattr(index, "dtype") else index["values"]
+            return np.asarray(values[:], dtype=object)
 
     def table(self, slot: str):
         """Read the whole of ``obs`` or ``var`` as a DataFrame."""
         from anndata.io import read_elem
 
-        return read_elem(self._group[slot])
+        with reading_elements(self.path, self._group, [slot]):
+            return read_elem(self._group[slot])
 
     def obs(self, columns: list[str]):
         """Read columns of obs as a DataFrame (n_obs rows), categories as such."""
         import pandas as pd
 
-        return pd.DataFrame({name: _column(self._group[f"obs/{name}"]) for name in columns})
+        elements = {name: f"obs/{name}" for name in columns}
+        with reading_elements(self.path, self._group, elements.values()):
+            return pd.DataFrame({name: _column(self._group[key]) for name, key in elements.items()})
 
     def ranges(self, rows: np.ndarray | None = None) -> list[tuple[int, int]]:
         """Cut the cells into consecutive ranges, first and after the last, of a block each.
@@ -110,8 +144,8 @@ class Counts:
         xp = arrays(backend)
         span = slice(int(self.indptr[start]), int(self.indptr[stop]))
         fetch = _to_gpu if backend == "gpu" else _to_cpu
-        data = fetch(self._data, span) if with_data else None
-        indices = fetch(self._indices, span).astype(xp.int32, copy=False)
+        data = self._data.read(span, fetch) if with_data else None
+        indices = self._indices.read(span, fetch).astype(xp.int32, copy=False)
         indptr = self.indptr[start : stop + 1] - self.indptr[start]
         return Block(start, stop, data, indices, xp.asarray(indptr))
 
@@ -446,10 +480,3 @@ def _column(element):
     from anndata.io import read_elem
 
     return read_elem(element)
-
-
-def _index(frame) -> np.ndarray:
-    """Read the index of a DataFrame in the store, without the 2 s of importing anndata."""
-    index = frame[frame.attrs["_index"]]
-    values = index if hasattr(index, "dtype") else index["values"]  # strings that may be missing
-    return np.asarray(values[:], dtype=object)

@@ -6,14 +6,15 @@ what cannot be done; the step itself makes it again (`decide`) when it knows wha
 and keeps it in its provenance.
 """
 
-import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from scrna import cache, machine
+from scrna.damage import DamagedError, read_summary
 from scrna.errors import UserError
 from scrna.host import GIB, Memory, gib
 from scrna.log import log
@@ -269,17 +270,18 @@ def sizes_of(folder: Path) -> dict[str, Any] | None:
     summary, filtered = folder / "counts.json", folder / "filter.h5"
     if not summary.exists():
         return None
-    facts = json.loads(summary.read_text())
+    facts = read_summary(summary)
     if filtered.exists() and filtered.stat().st_mtime >= summary.stat().st_mtime:
         from scrna import slots
 
-        genes = slots.read(filtered, "var/keep")
-        return {
-            "n_obs": int(slots.read(filtered, "obs/keep").sum()),
-            "n_vars": int(genes.sum()),
-            "nnz": int(slots.read(filtered, "var/n_cells_kept")[genes].sum()),
-            "at_most": False,
-        }
+        with suppress(DamagedError):  # the first step that reads it says so
+            genes = slots.read(filtered, "var/keep")
+            return {
+                "n_obs": int(slots.read(filtered, "obs/keep").sum()),
+                "n_vars": int(genes.sum()),
+                "nnz": int(slots.read(filtered, "var/n_cells_kept")[genes].sum()),
+                "at_most": False,
+            }
     return {key: facts[key] for key in ("n_obs", "n_vars", "nnz")} | {"at_most": True}
 
 

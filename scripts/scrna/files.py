@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+#: What the name of a damaged result that is set aside ends in, until it is made again.
+SET_ASIDE = ".damaged"
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -21,21 +24,22 @@ def replacing(path: Path) -> Iterator[Path]:
     Yields
     ------
     The temporary path, beside the final one. An error within removes it; what a killed process
-    left behind goes with the next try.
+    left behind goes with the next try, and so does a damaged one that was set aside.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     for leftover in path.parent.glob(f".{path.name}.tmp-*"):
         if not Path("/proc", leftover.name.rpartition("-")[2]).exists():
-            _remove(leftover)
+            remove(leftover)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         yield temporary
         if path.is_dir():
             shutil.rmtree(path)
         os.replace(temporary, path)
+        remove(path.with_name(path.name + SET_ASIDE))
     finally:
-        _remove(temporary)
+        remove(temporary)
 
 
 def write_private(path: Path, content: Mapping[str, Any]) -> None:
@@ -46,8 +50,9 @@ def write_private(path: Path, content: Mapping[str, Any]) -> None:
     temporary.rename(path)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)

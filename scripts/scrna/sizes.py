@@ -5,10 +5,11 @@ The estimates are bounds from above, held against the peaks measured on an H200
 host's. What they leave out, a CUDA context among it, is what the config's headroom is for.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from scrna.damage import read_summary
 
 #: Non-zeros that a block of cells holds at most, unless one cell alone holds more.
 BLOCK_NNZ = 2**24
@@ -170,7 +171,9 @@ def memory_mb(summary: Path | str, step: str, *, dense_genes: int = 0, mode: str
     FileNotFoundError
         If the counts are not converted yet; Snakemake then asks again when they are.
     """
-    sizes = json.loads(Path(summary).read_text())
+    if not Path(summary).exists():
+        raise FileNotFoundError(summary)
+    sizes = read_summary(Path(summary))
     n_obs, n_vars, nnz = (sizes[name] for name in ("n_obs", "n_vars", "nnz"))
     if step == "pca":
         n_vars, nnz = pca_columns(n_obs, n_vars, nnz, dense_genes or 5000)

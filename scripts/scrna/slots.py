@@ -4,23 +4,29 @@ A slot is named by its place in the AnnData, ``obs/leiden`` or ``obsm/X_pca``, a
 AnnData encodes it on disk, so that ``anndata.io.read_elem`` reads every one of them. Arrays of
 numbers, categories and dicts are written and read here, sparse matrices and texts read, since
 importing anndata takes longer than most steps on tables do; all else goes through anndata.
+
+A file carries a digest of each slot, which is checked whenever the slot is read, one of all slots
+together, and one of the CSV table that its step has written beside it, if any.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
+from scrna.damage import DamagedError, read_summary, reading
 from scrna.files import replacing
 
 _PIECE = 2**23  # bytes of an array that are digested at once
 _THREADS = 4
+_PROVENANCE = "provenance"  # among the digests, whose other names have a slash
 h5py.get_config().track_order = True  # slots come back in the order in which they were written
 
 
@@ -31,7 +37,9 @@ class Categories(NamedTuple):
     names: list[str]
 
 
-def write(path: Path, elements: Mapping[str, Any]) -> None:
+def write(
+    path: Path, elements: Mapping[str, Any], *, table: Callable[[], Path] | None = None
+) -> None:
     """Write a step file under a temporary name, then give it its own.
 
     Parameters
@@ -41,14 +49,23 @@ def write(path: Path, elements: Mapping[str, Any]) -> None:
     elements
         Slot name to value: arrays, `Categories`, sparse matrices, dicts, whatever an AnnData
         holds there.
+    table
+        Called when the slots are written: returns the CSV file of the same step, which lies in the
+        same folder.
     """
     from scrna.step import provenance
 
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
         for name, value in elements.items():
             _write_element(file, name, value)
-        file.attrs["digest"] = _digest(file, _in_memory(elements))
-        file.attrs["provenance"] = json.dumps(provenance())
+        known = _in_memory(elements)
+        digests = {name: _digest(file[name], known, f"{name}/") for name in _names(file)}
+        text = json.dumps(provenance())
+        file.attrs["digests"] = json.dumps(digests | {_PROVENANCE: _sha256(text)})
+        file.attrs["digest"] = _together(digests)
+        file.attrs["provenance"] = text
+        if table is not None:
+            file.attrs["table"] = json.dumps({(written := table()).name: _file_sha256(written)})
 
 
 def read(path: Path, name: str) -> Any:
@@ -67,32 +84,62 @@ def read(path: Path, name: str) -> Any:
 
     Raises
     ------
-    KeyError
-        If the file has no such slot; the message names those it has.
+    DamagedError
+        If the file is missing, is no HDF5 file or is cut off, or the slot is not as it was written
+        or is not there.
     """
-    with h5py.File(path, "r") as file:
+    with _opened(path) as (file, digests):
         if name not in file:
-            msg = f"{path} has no {name!r}; it holds {', '.join(_names(file))}"
-            raise KeyError(msg)
-        return _read_element(file[name])
+            found = f"{path} has no {name!r}; it holds {', '.join(_names(file))}"
+            raise DamagedError(path, found)
+        return _read_checked(file, name, digests)
 
 
 def read_all(path: Path) -> dict[str, Any]:
     """Read every slot of a step file, by name."""
-    with h5py.File(path, "r") as file:
-        return {name: _read_element(file[name]) for name in _names(file)}
+    with _opened(path) as (file, digests):
+        return {name: _read_checked(file, name, digests) for name in _names(file)}
 
 
 def names(path: Path) -> list[str]:
     """List the slots of a step file."""
-    with h5py.File(path, "r") as file:
+    with _opened(path) as (file, _):
         return _names(file)
 
 
 def provenance_of(path: Path) -> dict[str, Any]:
     """Read the provenance of a step file, as `scrna.step.provenance` made it."""
-    with h5py.File(path, "r") as file:
-        return json.loads(file.attrs["provenance"])
+    with _opened(path) as (file, digests):
+        text = file.attrs["provenance"]
+        if digests is not None and _sha256(text) != digests[_PROVENANCE]:
+            raise DamagedError(path, f"{path} is damaged (its provenance was changed)")
+        return json.loads(text)
+
+
+def check_table(table: Path) -> None:
+    """Check a CSV file by the digest in the step file that was written with it.
+
+    Parameters
+    ----------
+    table
+        The CSV file; its step file has the same name but for ``.h5``.
+
+    Raises
+    ------
+    DamagedError
+        If it is missing, or not as it was written.
+    """
+    table = Path(table)
+    with reading(table):
+        found = _file_sha256(table)
+    path = table.with_suffix(".h5")
+    if not path.exists():
+        return
+    with _opened(path) as (file, _):
+        written = json.loads(file.attrs.get("table", "{}"))  # older files have none
+    if written and written.get(table.name) != found:
+        what = "is damaged" if table.stat().st_size else "is empty"
+        raise DamagedError(table, f"{table} {what}: it is not as its step has written it")
 
 
 def digest_of(path: Path) -> str | None:
@@ -106,10 +153,15 @@ def digest_of(path: Path) -> str | None:
     Returns
     -------
     The SHA-256 of the content; None for another file, a damaged one, or one that is not there.
+
+    Raises
+    ------
+    DamagedError
+        If ``counts.json`` is damaged.
     """
     summary = path.with_suffix(".json")
     if path.suffix == ".zarr" and summary.exists():
-        return json.loads(summary.read_text())["digest"]
+        return read_summary(summary)["digest"]
     if path.suffix == ".h5":
         with suppress(OSError), h5py.File(path, "r") as file:
             return file.attrs.get("digest")
@@ -138,6 +190,52 @@ def read_categories(element) -> Any:
     texts = names.asstr() if isinstance(names, h5py.Dataset) else names
     texts, is_ordered = np.asarray(texts[...], dtype=object), bool(element.attrs["ordered"])
     return pd.Categorical.from_codes(element["codes"][...], texts, ordered=is_ordered)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[h5py.File, dict[str, str] | None]]:
+    """Open a step file and check that it has all its slots.
+
+    Yields
+    ------
+    The file, and the digests of its slots by name; None where it was checked as a whole.
+    """
+    path = Path(path)
+    with reading(path), h5py.File(path, "r") as file:
+        if "digest" not in file.attrs:
+            raise DamagedError(path, f"{path} is damaged or no step file (it has no digest)")
+        if "digests" not in file.attrs:
+            _check_whole(path, path.stat().st_mtime_ns, path.stat().st_size)
+            yield file, None
+            return
+        digests = json.loads(file.attrs["digests"])
+        slots = {name: digest for name, digest in digests.items() if name != _PROVENANCE}
+        if missing := slots.keys() - _names(file):
+            found = f"{path} is damaged ({', '.join(sorted(missing))} is missing)"
+            raise DamagedError(path, found)
+        if file.attrs["digest"] != _together(slots):
+            raise DamagedError(path, f"{path} is damaged (its digests were changed)")
+        yield file, digests
+
+
+@lru_cache(maxsize=64)
+def _check_whole(path: Path, mtime_ns: int, n_bytes: int) -> None:
+    """Check a step file that has one digest for all its slots, once as long as it is the same."""
+    with h5py.File(path, "r") as file:
+        if file.attrs["digest"] != _digest(file, {}):
+            raise DamagedError(path, f"{path} is damaged (it does not have its digest)")
+
+
+def _read_checked(file: h5py.File, name: str, digests: Mapping[str, str] | None) -> Any:
+    """Read a slot, or a part of one, and check that it is as it was written."""
+    value = _read_element(file[name])
+    if digests is not None:
+        slot = "/".join(name.split("/")[:2])
+        known = _in_memory({name: value})
+        if digests.get(slot) != _digest(file[slot], known, f"{slot}/"):
+            path = Path(file.filename)
+            raise DamagedError(path, f"{path} is damaged ({slot} is not as it was written)")
+    return value
 
 
 def _names(file: h5py.File) -> list[str]:
@@ -205,11 +303,21 @@ def _in_memory(elements: Mapping[str, Any], above: str = "") -> dict[str, np.nda
     return found
 
 
-def _digest(file: h5py.File, known: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over names, encodings and bytes of everything in the file, whatever its layout.
+def _digest(
+    element: h5py.Group | h5py.Dataset, known: Mapping[str, np.ndarray], above: str = ""
+) -> str:
+    """SHA-256 over names, encodings and bytes of all in an element, whatever its layout.
 
-    What is in memory is not read again: that takes as long as the digest, and record arrays longer,
-    for whose strings HDF5 takes a heap.
+    Parameters
+    ----------
+    element
+        A slot, or a whole file, whose own attributes do not count.
+    known
+        Arrays of it that are in memory, by their place in the file. They are not read again: that
+        takes as long as the digest, and record arrays longer, for whose strings HDF5 takes a heap.
+    above
+        What the names within the element have before them in `known`; with it the element's own
+        attributes count.
     """
     sha = hashlib.sha256()
 
@@ -219,16 +327,35 @@ def _digest(file: h5py.File, known: Mapping[str, np.ndarray]) -> str:
         sha.update(f"{name} {encoding}".encode())
         if isinstance(item, h5py.Dataset):
             sha.update(f"{item.dtype} {item.shape}".encode())
-            values = known.get(name)
+            values = known.get((above + name).rstrip("/"))
             if values is None or (values.dtype != item.dtype and not values.dtype.names):
                 values = item[()]
+                if encoding.get("encoding-type") == "array":  # h5py makes a scalar of shape ()
+                    values = np.asarray(values)
             fields = getattr(getattr(values, "dtype", None), "names", None)
             for part in [values[field] for field in fields] if fields else [values]:
                 is_plain = isinstance(part, np.ndarray) and part.dtype.kind in "biuf"
                 sha.update(_pieces(part) if is_plain else _text(part))
 
-    file.visititems(add)
+    if above:
+        add("", element)
+    if isinstance(element, h5py.Group):
+        element.visititems(add)
     return sha.hexdigest()
+
+
+def _together(digests: Mapping[str, str]) -> str:
+    """Return the digest of all slots."""
+    return _sha256(json.dumps(digests, sort_keys=True))
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _pieces(array: np.ndarray) -> bytes:

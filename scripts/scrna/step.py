@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from scrna import remote, rule, slots
+from scrna.damage import setting_aside
 from scrna.log import log
 from scrna.rule import plain
 
@@ -228,7 +229,8 @@ def perform(function: Callable, job: Mapping[str, Any], worker: str = "own proce
             process["peak"] = stack.enter_context(MemoryPeak(gpu))
         token = _process.set(process)
         stack.callback(_process.reset, token)
-        function(**files, **settings, **job["untracked"])
+        with setting_aside():
+            function(**files, **settings, **job["untracked"])
     if (peak := process.get("peak")) is None:
         return {"memory": None}
     source = "/proc/meminfo" if gpu.unified else "NVML"

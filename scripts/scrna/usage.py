@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from scrna.damage import read_summary
 from scrna.progress import duration
 
 #: Lines that a table has at most, its head and its foot included.
@@ -161,5 +162,5 @@ def _provenance(benchmark: Path) -> dict[str, Any]:
             return slots.provenance_of(result)
     summary = place.with_name("counts.json")
     if place.name == "convert" and summary.exists():
-        return json.loads(summary.read_text())["provenance"]
+        return read_summary(summary)["provenance"]
     return {}

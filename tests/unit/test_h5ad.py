@@ -7,6 +7,7 @@ import pytest
 from scipy import sparse
 
 from scripts.h5ad import h5ad
+from scrna.errors import UserError
 from scrna.store import CSRWriter, new_store, write_tables
 
 pytest_plugins = ["tests.unit.fixtures"]
@@ -79,7 +80,7 @@ def test_an_older_file_is_replaced(demo, tmp_path):
 def test_a_failure_leaves_what_was_there(tmp_path):
     out = tmp_path / "final.h5ad"
     out.write_bytes(b"old")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match=r"none\.zarr/zarr\.json is missing"):
         h5ad(tmp_path / "none.zarr", out)
     assert out.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["final.h5ad"]

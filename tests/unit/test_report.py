@@ -23,7 +23,7 @@ from scrna.report.cells import embeddings, genes_of, groups, values
 from scrna.report.findings import findings
 from scrna.report.page import marker_data, pack, page
 from scrna.report.results import Results, read_markers
-from tests.unit.steps import integrated, settings
+from tests.unit.steps import integrated, reseal, settings
 
 pytest_plugins = ["tests.unit.fixtures"]
 
@@ -114,6 +114,7 @@ def changed(results, tmp_path, step, rep="", **facts):
     with h5py.File(copy, "r+") as file:
         record = json.loads(file.attrs["provenance"]) | facts
         file.attrs["provenance"] = json.dumps(record)
+    reseal(copy)
     steps = [copy if file == path else file for file in results.steps]
     return Results(results.counts, steps, results.filter_table, results.marker_tables)
 
@@ -259,6 +260,7 @@ def test_an_integration_is_told_without_known_types(results, tmp_path):
         del scores["label_key"]
         for rep, name in product(results.reps, of_labels):
             scores[rep][name][...] = np.nan
+    reseal(path)
     steps = [path for path in results.steps if path.stem != "integration"]
     tree = made(replace(results, steps=[*steps, tmp_path / "integration.h5"]))
     rows = {row.get("data-score") for row in tree["integration"].iter("tr")}

@@ -1,7 +1,6 @@
 """What the steps of a dataset have left on disk, read for its report."""
 
 import csv
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from scrna import slots
+from scrna.damage import read_summary, reading
 from scrna.usage import Usage, usage_of
 
 #: Representation → what it is called; the last that there is is the result.
@@ -58,7 +58,8 @@ def read_markers(path: Path, most: int) -> Markers:
     """
     n_read: dict[str, int] = {}
     rows = []
-    with path.open(newline="", encoding="utf-8") as file:
+    slots.check_table(path)
+    with reading(path), path.open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         columns = next(reader)
         for group, gene, *numbers in reader:
@@ -111,7 +112,7 @@ class Results:
     @cached_property
     def source(self) -> dict[str, Any]:
         """What ``counts.json`` says."""
-        return json.loads(self.counts.with_suffix(".json").read_text())
+        return read_summary(self.counts.with_suffix(".json"))
 
     @cached_property
     def reps(self) -> list[str]:
@@ -122,7 +123,8 @@ class Results:
     @cached_property
     def filtered(self) -> dict[str, dict[str, float | None]]:
         """Rows of ``filter.csv`` by criterion: bound, cells, cells_by_this_alone, genes."""
-        with self.filter_table.open(newline="") as file:
+        slots.check_table(self.filter_table)
+        with reading(self.filter_table), self.filter_table.open(newline="") as file:
             return {
                 row.pop("criterion"): {key: float(v) if v else None for key, v in row.items()}
                 for row in csv.DictReader(file)
