@@ -12,7 +12,7 @@ is how those are cut:
 - The compressor is Blosc's LZ4 with shuffle. 300 M non-zeros on 16 cores (bytes a non-zero; ns to
   read, to write one): LZ4 1.82, 0.47, 1.2; Blosc-zstd 1.43, 0.67, 1.6; plain zstd 1.76, 0.96, 4.4;
   none 6.0, 0.59, 1.2. Columns as uint16 would be read in 0.33, but scanpy's compiled functions
-  refuse a matrix that is opened so. ``bench/reading.py`` makes the figures again.
+  refuse a matrix that is opened so.
 """
 
 import ctypes
