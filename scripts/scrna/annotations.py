@@ -206,11 +206,10 @@ def describe_columns(obs: Mapping[str, pd.Series]) -> dict[str, dict[str, Any]]:
     return described
 
 
-def table_digest(columns: Sequence[str], rows: np.ndarray) -> str:
-    """SHA-256 over a table's columns, and the hashes of its rows that pandas makes."""
-    sha = hashlib.sha256("\t".join(map(str, columns)).encode())
-    sha.update(rows)
-    return sha.hexdigest()
+def add_column(sha: "hashlib._Hash", name: str, hashes: np.ndarray) -> None:
+    """Add a column to the digest of a table: its name, and the hash of each of its values."""
+    sha.update(f"{name}\n".encode())
+    sha.update(hashes)
 
 
 def _symbol_column(var: pd.DataFrame, column: str, dataset: str) -> str:
