@@ -32,13 +32,11 @@ from scrna.backend import load, to_host
 from scrna.counts import Counts, kept
 from scrna.errors import UserError
 from scrna.execution import decide
-from scrna.graphs import open_graph
+from scrna.graphs import STATIONARY, open_graph
 from scrna.log import log
 from scrna.numbered import nameless
 from scrna.step import run, step
 
-#: An eigenvalue from here on is one to DPT: float32 does not tell them apart.
-STATIONARY = 0.9994
 #: Cells that a diffusion map of three components takes.
 FEWEST_CELLS = 5
 

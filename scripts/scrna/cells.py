@@ -21,6 +21,7 @@ from scrna.annotations import (
     fit_names,
     unique_index,
 )
+from scrna.encodings import encoding
 from scrna.errors import UserError
 
 _PIECE = 2**16  # strings that are read, and written, at once
@@ -214,8 +215,8 @@ def write_cells(root: zarr.Group, table: CellTable, cells: np.ndarray) -> Writte
     from anndata.io import write_elem
 
     group = root.create_group("obs")
-    group.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.2.0"})
-    group.attrs.update({"_index": "_index", "column-order": table.columns})
+    order = {"_index": "_index", "column-order": table.columns}
+    group.attrs.update(encoding("dataframe", **order))
     described, sha = {}, hashlib.sha256()
     for name in table.columns:
         values = table.read(name, cells)
@@ -270,7 +271,7 @@ def _write_text(group: zarr.Group, name: str, text: Text) -> None:
     """Write strings as AnnData encodes them, piece by piece."""
     n = len(text)
     array = group.create_array(name, shape=(n,), dtype=str, chunks=(max(1, min(n, _PIECE)),))
-    array.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+    array.attrs.update(encoding("string-array"))
     waiting, done = np.empty(0, object), 0
     for values in text.pieces():
         waiting = np.concatenate([waiting, values])

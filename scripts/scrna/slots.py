@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from scrna.encodings import encoding
 from scrna.files import replacing
 
 _PIECE = 2**23  # bytes of an array that are digested at once
@@ -147,21 +148,19 @@ def _names(file: h5py.File) -> list[str]:
 def _write_element(file: h5py.File, name: str, value: Any) -> None:
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         element = file.create_dataset(name, data=value)
-        element.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        element.attrs.update(encoding("array"))
     elif isinstance(value, Categories):
         group = file.create_group(name)
-        group.attrs.update(
-            {"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": False}
-        )
+        group.attrs.update(encoding("categorical", ordered=False))
         smallest = np.min_scalar_type(-max(1, len(value.names)))
         _write_element(file, f"{name}/codes", np.asarray(value.codes, dtype=smallest))
         element = file.create_dataset(
             f"{name}/categories", data=value.names, dtype=h5py.string_dtype()
         )
-        element.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+        element.attrs.update(encoding("string-array"))
     elif isinstance(value, Mapping):
         group = file.create_group(name)
-        group.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+        group.attrs.update(encoding("dict"))
         for key, item in value.items():
             _write_element(file, f"{name}/{key}", item)
     else:
@@ -172,19 +171,19 @@ def _write_element(file: h5py.File, name: str, value: Any) -> None:
 
 
 def _read_element(element: h5py.Dataset | h5py.Group) -> Any:
-    encoding = element.attrs.get("encoding-type")
-    if isinstance(element, h5py.Dataset) and encoding == "array":
+    kind = element.attrs.get("encoding-type")
+    if isinstance(element, h5py.Dataset) and kind == "array":
         return element[()]
-    if encoding in ("csr_matrix", "csc_matrix"):
+    if kind in ("csr_matrix", "csc_matrix"):
         from scipy import sparse
 
         parts = tuple(element[name][()] for name in ("data", "indices", "indptr"))
-        return getattr(sparse, encoding)(parts, shape=tuple(element.attrs["shape"]))
-    if encoding == "categorical":
+        return getattr(sparse, kind)(parts, shape=tuple(element.attrs["shape"]))
+    if kind == "categorical":
         return read_categories(element)
-    if encoding == "dict":
+    if kind == "dict":
         return {name: _read_element(item) for name, item in element.items()}
-    if encoding == "string":
+    if kind == "string":
         return element.asstr()[()]
     from anndata.io import read_elem
 

@@ -15,14 +15,13 @@ is how those are cut:
   refuse a matrix that is opened so.
 """
 
-import ctypes
 import hashlib
 import shutil
 import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -34,7 +33,9 @@ from zarr.codecs import BloscCodec
 from zarr.errors import ZarrUserWarning
 
 from scrna.codecs import fast_codecs
+from scrna.encodings import encoding
 from scrna.files import replacing
+from scrna.host import give_back_freed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -215,9 +216,7 @@ class CSRWriter:
         for name in ("data", "indices"):
             sha.update(self._shas[name].digest())
         self._write_indptr(sizes, sha)
-        self.group.attrs.update(
-            {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": list(shape)}
-        )
+        self.group.attrs.update(encoding("csr_matrix", shape=list(shape)))
         self.info = MatrixInfo(
             shape=shape,
             nnz=self.nnz,
@@ -275,7 +274,7 @@ class CSRWriter:
         self._pieces, self._filled = [], 0
         self._n_shards += 1
         if self._n_shards % _TRIM_EVERY == 0:
-            _give_back_memory()
+            give_back_freed()
 
     def _new_array(self, name: str, dtype: np.dtype) -> zarr.Array:
         with fast_codecs():
@@ -323,12 +322,6 @@ class CSRWriter:
             end = int(indptr[-1])
 
 
-def _give_back_memory() -> None:
-    """Let the C library give back what was freed; glibc keeps 0.4 GB of it in 2 G non-zeros."""
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def _write_shard(array: zarr.Array, start: int, pieces: list[np.ndarray]) -> None:
     values = np.concatenate([np.empty(0, array.dtype), *pieces])
     array[start : start + len(values)] = values
@@ -355,7 +348,7 @@ def new_store(path: Path) -> Iterator[zarr.Group]:
     """
     with replacing(path) as temporary:
         root = zarr.open_group(temporary, mode="w", zarr_format=3)
-        root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        root.attrs.update(encoding("anndata"))
         yield root
         _consolidate(temporary)
 

@@ -11,13 +11,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from scripts import qc_figures as quality
 from scripts import trajectory
-from scripts.figures import STATIONARY, diffusion_map, figures, pictures
+from scripts.figures import diffusion_map, figures, pictures
 from scripts.final import annotated
 from scrna import drawing, slots
 from scrna import figures as draw
 from scrna.celltypes import cell_types
 from scrna.colours import MISSING, PALETTE, colours_of
 from scrna.errors import UserError
+from scrna.graphs import STATIONARY
 
 pytest_plugins = ["tests.unit.fixtures"]
 
@@ -216,7 +217,7 @@ def test_pseudotime_is_drawn_on_the_diffusion_map(drawn, demo):
         times = slots.read(path, "obs/dpt_pseudotime")
         known = np.isfinite(times)
         _, (one, two) = diffusion_map(path)
-        assert evals[one] < trajectory.STATIONARY
+        assert evals[one] < STATIONARY
         xy = slots.read(path, "obsm/X_diffmap")[known][:, [one, two]]
         assert (xy.std(axis=0) > 1e-3).all()
         order = drawing.in_random_order(known.sum())
@@ -244,7 +245,6 @@ def test_a_diffusion_map_of_pieces_alone_is_left_out(tmp_path):
         points, clusters, {"pca": np.zeros((1, 1))}, {"pca": np.arange(5.0)}, of
     )
     assert sum("pca" in ax.get_title(loc="left") for ax in figure.axes) == 2
-    assert STATIONARY == trajectory.STATIONARY
 
 
 @pytest.mark.parametrize(("clustering", "rep"), [("leiden", "harmony"), ("leiden_pca", "pca")])
