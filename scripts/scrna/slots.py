@@ -22,7 +22,6 @@ from scrna.files import replacing
 
 _PIECE = 2**23  # bytes of an array that are digested at once
 _THREADS = 4
-h5py.get_config().track_order = True  # slots come back in the order in which they were written
 
 
 class Categories(NamedTuple):
@@ -45,7 +44,7 @@ def write(path: Path, elements: Mapping[str, Any]) -> None:
     """
     from scrna.step import provenance
 
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with replacing(path) as temporary, h5py.File(temporary, "w", track_order=True) as file:
         for name, value in elements.items():
             _write_element(file, name, value)
         file.attrs["digest"] = _digest(file, _in_memory(elements))
@@ -146,12 +145,13 @@ def _names(file: h5py.File) -> list[str]:
 
 
 def _write_element(file: h5py.File, name: str, value: Any) -> None:
+    above, _, key = name.rpartition("/")
+    group = _group(file, above)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        element = file.create_dataset(name, data=value)
+        element = group.create_dataset(key, data=value)
         element.attrs.update(encoding("array"))
     elif isinstance(value, Categories):
-        group = file.create_group(name)
-        group.attrs.update(encoding("categorical", ordered=False))
+        _group(file, name).attrs.update(encoding("categorical", ordered=False))
         smallest = np.min_scalar_type(-max(1, len(value.names)))
         _write_element(file, f"{name}/codes", np.asarray(value.codes, dtype=smallest))
         element = file.create_dataset(
@@ -159,15 +159,22 @@ def _write_element(file: h5py.File, name: str, value: Any) -> None:
         )
         element.attrs.update(encoding("string-array"))
     elif isinstance(value, Mapping):
-        group = file.create_group(name)
-        group.attrs.update(encoding("dict"))
+        _group(file, name).attrs.update(encoding("dict"))
         for key, item in value.items():
             _write_element(file, f"{name}/{key}", item)
     else:
         from anndata.io import write_elem
 
-        above, _, key = name.rpartition("/")
-        write_elem(file.require_group(above), key, value)
+        write_elem(group, key, value)
+
+
+def _group(file: h5py.File, name: str) -> h5py.Group:
+    """Open a group, made if it is missing, that keeps its members in the order of writing."""
+    above, _, key = name.rpartition("/")
+    group = _group(file, above) if above else file
+    if not key:
+        return group
+    return group[key] if key in group else group.create_group(key, track_order=True)
 
 
 def _read_element(element: h5py.Dataset | h5py.Group) -> Any:

@@ -10,7 +10,6 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from scripts import qc_figures as quality
-from scripts import trajectory
 from scripts.figures import diffusion_map, figures, pictures
 from scripts.final import annotated
 from scrna import drawing, slots
