@@ -19,7 +19,7 @@ from snakemake.settings.types import DeploymentMethod
 
 from scrna import config as checks
 from scrna import execution, feedback, machine, parameters, records, scheduling, stale
-from scrna.code import code_digest, page_digest, remember
+from scrna.code import code_digest, page_digest
 from scrna.decisions import decided
 from scrna.errors import UserError
 from scrna.lock import directory_lock
@@ -29,7 +29,6 @@ from scrna.sizes import memory_mb
 from scrna.watch import announce
 
 announce()  # a job ends with the run that started it, were that one killed outright
-remember(Path(".snakemake/scrna/code.json"))
 
 
 def resolve_backend(asked, scheduler):

@@ -44,11 +44,11 @@ import pandas as pd
 import zarr
 
 from scrna.annotations import (
+    add_column,
     check_columns,
     fit_for_disk,
     kept_cells,
     name_genes,
-    table_digest,
 )
 from scrna.cells import write_cells
 from scrna.counts import in_order
@@ -275,7 +275,10 @@ def _check_not_empty(n_kept: int, n_obs: int, dataset: str) -> None:
 
 
 def _digest_of_genes(var: pd.DataFrame) -> str:
-    return table_digest(var.columns, pd.util.hash_pandas_object(var).to_numpy())
+    sha = hashlib.sha256()
+    for name, values in var.reset_index(names="_index").items():
+        add_column(sha, name, pd.util.hash_pandas_object(values, index=False).to_numpy())
+    return sha.hexdigest()
 
 
 def _digest(*digests: str) -> str:

@@ -21,13 +21,12 @@ import numpy as np
 from scrna import slots
 from scrna.celltypes import cell_types, place_of
 from scrna.counts import Counts, kept
+from scrna.graphs import STATIONARY
 from scrna.step import provenance, run, step
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: As in `trajectory`: eigenvalues from here on are one.
-STATIONARY = 0.9994
 #: Column of qc → its name and unit in a picture.
 SHOWN = {"total_counts": "log10(1 + counts)", "pct_counts_mt": "mitochondrial counts (%)"}
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from scrna import slots
 from scrna.counts import Counts, in_order, kept, log_normalize, row_ranges
+from scrna.encodings import encoding
 from scrna.log import log
 from scrna.progress import Progress
 from scrna.step import run, step
@@ -82,7 +83,7 @@ def _write(
             x_writer = stack.enter_context(CSRWriter(root, "X", **options))
         if counts_layer:
             layers = root.create_group("layers")
-            layers.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+            layers.attrs.update(encoding("dict"))
             counts_writer = stack.enter_context(
                 CSRWriter(layers, "counts", **options, pattern=x_writer)
             )

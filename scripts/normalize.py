@@ -85,9 +85,7 @@ def block_totals(block: Block, genes: np.ndarray, backend: str) -> np.ndarray:
     counts = block.data
     if not genes.all():
         counts = xp.where(xp.asarray(genes)[block.indices], counts, 0)
-    running = xp.zeros(len(counts) + 1, dtype=xp.int64)
-    xp.cumsum(counts, dtype=xp.int64, out=running[1:])
-    return to_host(running[block.indptr[1:]] - running[block.indptr[:-1]])
+    return to_host(block.row_sums(counts))
 
 
 if __name__ == "__main__":

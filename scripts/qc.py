@@ -196,10 +196,10 @@ def cell_sums(block: Block, families: dict, percent_top: list[int], xp) -> dict[
     the n highest genes), int64 (cells of the block), in the CPU's memory.
     """
     counts = block.data.astype(xp.int64)
-    sums = {"total_counts": _row_sums(counts, block.indptr, xp)}
+    sums = {"total_counts": block.row_sums(counts)}
     sums["n_genes_by_counts"] = block.indptr[1:] - block.indptr[:-1]
     for name, flags in families.items():
-        sums[f"total_counts_{name}"] = _row_sums(counts * flags[block.indices], block.indptr, xp)
+        sums[f"total_counts_{name}"] = block.row_sums(counts * flags[block.indices])
     if percent_top and len(counts):
         # one sort for all rows: the row in the key's high digits, the count, falling, in the low
         base = counts.max() + 1
@@ -241,13 +241,6 @@ def gene_metrics(n_cells: np.ndarray, totals: np.ndarray, n_obs: int) -> dict[st
         "total_counts": totals,
     }
     return var | {f"log1p_{name}": np.log1p(var[name]) for name in ("mean_counts", "total_counts")}
-
-
-def _row_sums(values, indptr, xp):
-    """Sum integers over the rows of a CSR block, exactly."""
-    running = xp.zeros(len(values) + 1, dtype=xp.int64)
-    xp.cumsum(values, out=running[1:])
-    return running[indptr[1:]] - running[indptr[:-1]]
 
 
 if __name__ == "__main__":

@@ -32,13 +32,11 @@ from scrna.backend import load, to_host
 from scrna.counts import Counts, kept
 from scrna.errors import UserError
 from scrna.execution import decide
-from scrna.graphs import open_graph
+from scrna.graphs import STATIONARY, open_graph
 from scrna.log import log
 from scrna.numbered import nameless
 from scrna.step import run, step
 
-#: An eigenvalue from here on is one to DPT: float32 does not tell them apart.
-STATIONARY = 0.9994
 #: Cells that a diffusion map of three components takes.
 FEWEST_CELLS = 5
 
@@ -213,7 +211,7 @@ def pseudotime(adata, candidates: np.ndarray, n_dcs: int) -> tuple[np.ndarray, i
     Parameters
     ----------
     adata
-        The graph, with its diffusion map; its obsp is emptied.
+        The graph in one piece, with its diffusion map; gets obs dpt_pseudotime.
     candidates
         bool (cells): the cells that the root is one of.
     n_dcs
@@ -228,8 +226,13 @@ def pseudotime(adata, candidates: np.ndarray, n_dcs: int) -> tuple[np.ndarray, i
     n_dcs = min(n_dcs, adata.obsm["X_diffmap"].shape[1])
     start = tip(adata.obsm["X_diffmap"][:, :n_dcs], adata.uns["diffmap_evals"][:n_dcs], candidates)
     adata.uns["iroot"] = start
-    del adata.obsp["connectivities"]  # scanpy would search it for pieces, longer than all the rest
-    scanpy.tl.dpt(adata, n_dcs=n_dcs)
+    # scanpy looks for pieces in a graph that it finds: 2 s a million cells, though there is one
+    graph = adata.obsp.pop("connectivities")
+    try:
+        scanpy.tl.dpt(adata, n_dcs=n_dcs)
+    except (AttributeError, KeyError, TypeError):  # a scanpy that cannot do without the graph
+        adata.obsp["connectivities"] = graph
+        scanpy.tl.dpt(adata, n_dcs=n_dcs)
     return adata.obs["dpt_pseudotime"].to_numpy(dtype=np.float32), start
 
 

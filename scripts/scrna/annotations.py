@@ -1,6 +1,5 @@
 """Tables of cells and genes as a source has them, made fit: names, symbols, columns."""
 
-import difflib
 import hashlib
 import re
 import warnings
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scrna.errors import UserError
+from scrna.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from scrna.cells import CellTable
@@ -206,11 +205,10 @@ def describe_columns(obs: Mapping[str, pd.Series]) -> dict[str, dict[str, Any]]:
     return described
 
 
-def table_digest(columns: Sequence[str], rows: np.ndarray) -> str:
-    """SHA-256 over a table's columns, and the hashes of its rows that pandas makes."""
-    sha = hashlib.sha256("\t".join(map(str, columns)).encode())
-    sha.update(rows)
-    return sha.hexdigest()
+def add_column(sha: "hashlib._Hash", name: str, hashes: np.ndarray) -> None:
+    """Add a column to the digest of a table: its name, and the hash of each of its values."""
+    sha.update(f"{name}\n".encode())
+    sha.update(hashes)
 
 
 def _symbol_column(var: pd.DataFrame, column: str, dataset: str) -> str:
@@ -248,12 +246,8 @@ def unique_index(names: pd.Index, what: str) -> tuple[pd.Index, list[str]]:
 
 def _nearest(word: str, known: list[str]) -> str:
     """Point to the nearest names, and list what there is."""
-    folded = {name.casefold(): name for name in known}
-    close = difflib.get_close_matches(word.casefold(), folded, n=3, cutoff=0.6)
     listed = f"there are {_listed(known)}" if known else "there are none"
-    return (
-        f"did you mean {' or '.join(folded[name] for name in close)}? {listed}" if close else listed
-    )
+    return f"{did_you_mean(word, known)} {listed}".lstrip()
 
 
 def _listed(names: Sequence[Any], most: int = 30) -> str:

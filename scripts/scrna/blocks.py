@@ -409,7 +409,7 @@ def _held_here(lazy):
     import dask
 
     _blocks[:] = dask.compute(*lazy.to_delayed().ravel())
-    return _of_held(lazy._meta)
+    return _of_held()
 
 
 def _from_kept(blocks: Sequence[Any], genes: np.ndarray | None, backend: str):
@@ -419,14 +419,15 @@ def _from_kept(blocks: Sequence[Any], genes: np.ndarray | None, backend: str):
     else:
         numbers = arrays(backend).asarray(np.flatnonzero(genes))
         _blocks[:] = [block[:, numbers] for block in blocks]
-    return _of_held(_blocks[0][:0])
+    return _of_held()
 
 
-def _of_held(meta):
+def _of_held():
     """Make the Dask array of the blocks that are held."""
     import dask
     import dask.array as da
 
+    meta = _blocks[0][:0]
     parts = [
         da.from_delayed(dask.delayed(_block)(i), block.shape, dtype=np.float32, meta=meta)
         for i, block in enumerate(_blocks)

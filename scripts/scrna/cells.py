@@ -2,9 +2,10 @@
 
 Of many cells the names alone, as Python's strings, take 80 bytes a cell and column. So strings are
 read in pieces: those that repeat become categories, the others, names among them, go to disk piece
-by piece. What is held for each cell is one column of numbers or codes, and two hashes.
+by piece. What is held for each cell is one column of numbers or codes, and some hashes.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self
 
@@ -14,18 +15,18 @@ import zarr
 
 from scrna.annotations import (
     MAX_DISTINCT,
+    add_column,
     describe_columns,
     fit_column,
     fit_names,
-    table_digest,
     unique_index,
 )
+from scrna.encodings import encoding
 from scrna.errors import UserError
 from scrna.store import TABLE_COMPRESSOR, write_element
 
 _PIECE = 2**16  # strings that are read, and written, at once
-_FEW = 2**16  # categories that are looked for as they are read
-_MISSING = np.uint64(2**64 - 1)  # what pandas makes of a missing category
+_MISSING = np.uint64(2**64 - 1)  # the hash of a missing string; pandas takes it for text
 
 
 class Text:
@@ -97,7 +98,7 @@ class Text:
             yield values
 
     def hashes(self) -> np.ndarray:
-        """Hash each: uint64, of a missing one as pandas hashes a missing category."""
+        """Hash each, uint64; `_MISSING` where there is none."""
         found = np.empty(len(self), np.uint64)
         done = 0
         for values in self.pieces():
@@ -117,35 +118,21 @@ class Text:
         return np.concatenate(found)
 
     def categories(self) -> pd.Categorical | None:
-        """Make categories of them if some repeat or are missing; None if all are distinct."""
-        codes, known = np.empty(len(self), np.int32), {}
-        done = 0
-        for values in self.pieces():
-            part, distinct = pd.factorize(values)
-            table = np.array([known.setdefault(value, len(known)) for value in distinct], np.int32)
-            codes[done : done + len(values)] = np.append(table, -1)[part]
-            done += len(values)
-            if len(known) > _FEW:
-                return self._many_categories()
-        is_whole = not (codes < 0).any()
-        if is_whole and len(known) == len(codes):
-            return None
-        return _sorted_categories(codes, np.array(list(known), object))
+        """Make categories of them if some repeat or are missing; None if all are distinct.
 
-    def _many_categories(self) -> pd.Categorical | None:
-        """Do so by hashes, since a table of all strings would take much memory."""
-        hashes = self.hashes()
-        hashes.sort()
-        if hashes[-1] != _MISSING and not _repeats(hashes):
+        Equal strings are found by their hashes, since a table of all strings takes much memory.
+        """
+        codes, distinct = pd.factorize(self.hashes())
+        if len(distinct) == len(codes) and _MISSING not in distinct:
             return None
-        found, first, codes = np.unique(self.hashes(), return_index=True, return_inverse=True)
-        codes = codes.astype(np.int32)
-        if found[-1] == _MISSING:
-            first = first[:-1]
-            codes[codes == len(first)] = -1
-        order = np.argsort(first)
-        codes = np.append(np.argsort(order).astype(np.int32), np.int32(-1))[codes]
-        return _sorted_categories(codes, self.at(first[order]))
+        # codes count up in the order in which strings come
+        first = np.flatnonzero(np.diff(np.maximum.accumulate(codes), prepend=-1))
+        names = self.at(first)
+        order = np.argsort(names[distinct != _MISSING])
+        order = np.flatnonzero(distinct != _MISSING)[order]
+        places = np.full(len(names), -1)
+        places[order] = np.arange(len(order))
+        return pd.Categorical.from_codes(places[codes], pd.Index(names[order], dtype="str"))
 
 
 class CellTable:
@@ -227,26 +214,26 @@ def write_cells(root: zarr.Group, table: CellTable, cells: np.ndarray) -> Writte
         Mask of those that are written.
     """
     group = root.create_group("obs")
-    group.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.2.0"})
-    group.attrs.update({"_index": "_index", "column-order": table.columns})
-    described, rows = {}, RowHashes(len(table.columns) + 1)
+    order = {"_index": "_index", "column-order": table.columns}
+    group.attrs.update(encoding("dataframe", **order))
+    described, sha = {}, hashlib.sha256()
     for name in table.columns:
         values = table.read(name, cells)
         if isinstance(values, Text):
             distinct = len(values) if len(values) < MAX_DISTINCT else None
             described[name] = {"dtype": "str", "distinct": distinct, "missing": 0}
-            rows.add(values.hashes())
+            add_column(sha, name, values.hashes())
             _write_text(group, name, values)
         else:
             described |= describe_columns({name: values})
-            rows.add(pd.util.hash_pandas_object(values, index=False).to_numpy())
+            add_column(sha, name, pd.util.hash_pandas_object(values, index=False).to_numpy())
             is_plain = isinstance(values.dtype, np.dtype)
             write_element(group, name, values.to_numpy() if is_plain else values.array)
         del values  # before the next one is read
     names, notes = unique_names(table.names.where(cells))
-    rows.add(names.hashes())
+    add_column(sha, "_index", names.hashes())
     _write_text(group, "_index", names)
-    return Written(described, table_digest(table.columns, rows.hashes), notes)
+    return Written(described, sha.hexdigest(), notes)
 
 
 def unique_names(names: Text) -> tuple[Text, list[str]]:
@@ -261,23 +248,12 @@ def unique_names(names: Text) -> tuple[Text, list[str]]:
     -------
     Names of which each is there once, and notes.
     """
-    hashes = names.hashes()
-    hashes.sort()
-    if not _repeats(hashes):
+    hashes = pd.Series(names.hashes())
+    if hashes.is_unique:
         return names, []
-    hashes = names.hashes()
-    order = np.argsort(hashes, kind="stable")
-    ordered = hashes[order]
-    starts = np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
-    numbers = np.empty(len(names), np.int32)
-    numbers[order] = np.arange(len(names)) - np.repeat(
-        starts, np.diff(np.append(starts, len(names)))
-    )
-    del hashes, order, ordered
+    numbers = hashes.groupby(hashes, sort=False).cumcount().to_numpy()
     unique = names.numbered(numbers)
-    hashes = unique.hashes()
-    hashes.sort()
-    if _repeats(hashes):  # a name with a number added was there already
+    if not pd.Series(unique.hashes()).is_unique:  # a name with a number added was there already
         index = pd.Index(np.concatenate([*names.pieces()]), dtype="str")
         index, notes = unique_index(index, "cell names")
         return Text.of(index), notes
@@ -290,46 +266,6 @@ def unique_names(names: Text) -> tuple[Text, list[str]]:
     return unique, [note]
 
 
-class RowHashes:
-    """Hash rows a column at a time, as `pandas.util.hash_pandas_object` does a DataFrame's.
-
-    Parameters
-    ----------
-    n_columns
-        How many columns come, the index, which is the last, among them.
-    """
-
-    def __init__(self, n_columns: int):
-        self._left = n_columns
-        self._factor = 1000003
-        self._sum: np.ndarray | None = None
-
-    def add(self, hashes: np.ndarray) -> None:
-        """Add the next column's hashes, uint64."""
-        if self._sum is None:
-            self._sum = np.full(len(hashes), 0x345678, np.uint64)
-        self._sum ^= hashes
-        self._sum *= np.uint64(self._factor)
-        self._factor += 82520 + 2 * self._left
-        self._left -= 1
-
-    @property
-    def hashes(self) -> np.ndarray:
-        """The rows' hashes when all columns were added, uint64."""
-        return self._sum + np.uint64(97531)
-
-
-def _repeats(ordered: np.ndarray) -> bool:
-    return bool(np.any(ordered[1:] == ordered[:-1]))
-
-
-def _sorted_categories(codes: np.ndarray, categories: np.ndarray) -> pd.Categorical:
-    """Sort categories as pandas does."""
-    order = np.argsort(categories)
-    places = np.append(np.argsort(order), -1).astype(np.int32)
-    return pd.Categorical.from_codes(places[codes], pd.Index(categories[order], dtype="str"))
-
-
 def _write_text(group: zarr.Group, name: str, text: Text) -> None:
     """Write strings as AnnData encodes them, piece by piece."""
     n = len(text)
@@ -340,7 +276,7 @@ def _write_text(group: zarr.Group, name: str, text: Text) -> None:
         chunks=(max(1, min(n, _PIECE)),),
         compressors=TABLE_COMPRESSOR,
     )
-    array.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+    array.attrs.update(encoding("string-array"))
     waiting, done = np.empty(0, object), 0
     for values in text.pieces():
         waiting = np.concatenate([waiting, values])

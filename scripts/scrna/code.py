@@ -6,35 +6,14 @@ again and an edit of a shared module nothing. A digest among a rule's params doe
 
 import ast
 import hashlib
-import json
-import sys
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
-
-from scrna.files import replacing
+from typing import NamedTuple
 
 PACKAGE = Path(__file__).parent
 #: Modules that carry a step but do not make its result: how it is logged, locked or watched.
 CARRIERS = set("errors execution files host lock log machine progress sizes step watch".split())
 CARRIERS |= set("ahead cluster imports passes reader remote rule tasks warmup worker".split())
-#: Where `remember` keeps what it learns of files, and what it knows of them by their content.
-_memory: Path | None = None
-_known: dict[str, dict] = {}
-
-
-def remember(memory: Path) -> None:
-    """Keep what files say as code from one process to the next: reading them takes half a second.
-
-    Parameters
-    ----------
-    memory
-        A JSON file; one that is missing or damaged is written anew.
-    """
-    global _memory
-    _memory = memory
-    with suppress(OSError, ValueError, TypeError):
-        _known.update(json.loads(memory.read_text()))
 
 
 def code_digest(script: Path) -> str:
@@ -50,13 +29,9 @@ def code_digest(script: Path) -> str:
     The first 16 digits of the SHA-256 of what the files say as code: layout, comments and
     docstrings do not count. Modules in `CARRIERS` do not either.
     """
-    script, n_known = Path(script), len(_known)
+    script = Path(script)
     files = [script, *sorted(_reached(script) - {script})]
-    sha = hashlib.sha256("".join(_read(path)["meaning"] for path in files).encode())
-    if _memory and len(_known) > n_known:
-        # a dry run may look at a folder that it cannot write to
-        with suppress(OSError), replacing(_memory) as temporary:
-            temporary.write_text(json.dumps(_known))
+    sha = hashlib.sha256("".join(_read(path).meaning for path in files).encode())
     return sha.hexdigest()[:16]
 
 
@@ -84,7 +59,7 @@ def tree_digest(scripts: Path) -> str:
     """
     sha = hashlib.sha256()
     for path in sorted(scripts.rglob("*.py")):
-        sha.update(f"{path.relative_to(scripts)} {_read(path)['meaning']}".encode())
+        sha.update(f"{path.relative_to(scripts)} {_read(path).meaning}".encode())
     return sha.hexdigest()[:16]
 
 
@@ -98,26 +73,23 @@ def _reached(script: Path) -> set[Path]:
     return found
 
 
-@cache
-def _read(path: Path) -> dict:
-    """Read a file: the digest of what it says as code, the modules of the package it imports."""
-    content = path.read_bytes()
-    key = hashlib.sha256(_reader() + content).hexdigest()
-    if key not in _known:
-        tree = ast.parse(content)
-        imports = _imports(tree)
-        said = ast.dump(_without_docstrings(tree))
-        _known[key] = {
-            "imports": imports,
-            "meaning": hashlib.sha256(said.encode()).hexdigest(),
-        }
-    return _known[key]
+class _File(NamedTuple):
+    imports: list[str]
+    """The modules of the package that it imports."""
+    meaning: str
+    """The digest of what it says as code."""
 
 
 @cache
-def _reader() -> bytes:
-    """Name what reads files here, this module and Python's grammar: another may say otherwise."""
-    return repr(sys.version_info[:2]).encode() + Path(__file__).read_bytes()
+def _read(path: Path) -> _File:
+    return _parse(path.read_bytes())
+
+
+def _parse(content: bytes) -> _File:
+    tree = ast.parse(content)
+    imports = _imports(tree)
+    said = ast.dump(_without_docstrings(tree))
+    return _File(imports, hashlib.sha256(said.encode()).hexdigest())
 
 
 def _imports(tree: ast.Module) -> list[str]:
@@ -133,7 +105,7 @@ def _imports(tree: ast.Module) -> list[str]:
 
 def _imported(path: Path) -> list[Path]:
     """List the files of the modules of the package that a file imports."""
-    parts = [name.split(".")[1:] for name in _read(path)["imports"]]
+    parts = [name.split(".")[1:] for name in _read(path).imports]
     files = {
         candidate
         for part in parts

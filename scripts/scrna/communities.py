@@ -1,7 +1,5 @@
 """Clusters of a neighbor graph: cuGraph's Leiden and Louvain on the GPU, igraph's on the CPU."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from scrna import imports
@@ -42,9 +40,11 @@ def leiden(graph, resolution: float, *, n_iterations: int, backend: str, seed: i
         found = [
             _by_cugraph(
                 graph,
-                lambda cugraph, handle, joined, one=int(one): cugraph.leiden(
-                    handle, one, joined, n_iterations, resolution, 1.0, False
-                ),
+                "leiden",
+                random_state=int(one),
+                max_level=n_iterations,
+                resolution=resolution,
+                theta=1.0,
             )
             for one in seeds
         ]
@@ -107,13 +107,9 @@ def louvain(graph, resolution: float, *, backend: str, seed: int) -> np.ndarray:
     The cluster of each cell, numbered from 0.
     """
     if backend == "gpu":
-        return _by_cugraph(
-            graph,
-            # 100 levels, and what an improvement is, as rapids-singlecell has them
-            lambda cugraph, handle, joined: cugraph.louvain(
-                handle, joined, 100, 1e-7, resolution, False
-            ),
-        )
+        # 100 levels, and what an improvement is, as rapids-singlecell has them
+        settings = {"max_level": 100, "threshold": 1e-7, "resolution": resolution}
+        return _by_cugraph(graph, "louvain", **settings)
     import random
 
     import igraph
@@ -128,11 +124,10 @@ def louvain(graph, resolution: float, *, backend: str, seed: int) -> np.ndarray:
     return np.asarray(found.membership)
 
 
-def _by_cugraph(graph, cluster: Callable) -> np.ndarray:
-    """Cluster a symmetric graph by a function of cuGraph's; in the order of the cells.
+def _by_cugraph(graph, function: str, **settings) -> np.ndarray:
+    """Cluster a symmetric graph by a function of pylibcugraph; in the order of the cells.
 
-    The function is called with cuGraph's library, a handle and the graph on the GPU, and gives
-    vertices and their clusters first.
+    Settings go by name: where another version names them otherwise, the call fails.
     """
     import cupy
 
@@ -149,7 +144,10 @@ def _by_cugraph(graph, cluster: Callable) -> np.ndarray:
         do_expensive_check=False,
         input_array_format="CSR",
     )
-    vertices, clusters = map(cupy.asarray, cluster(cugraph, handle, joined)[:2])
+    found = getattr(cugraph, function)(
+        resource_handle=handle, graph=joined, do_expensive_check=False, **settings
+    )
+    vertices, clusters = map(cupy.asarray, found[:2])
     ordered = cupy.empty_like(clusters)
     ordered[vertices] = clusters
     return to_host(ordered)

@@ -45,6 +45,13 @@ class Block(NamedTuple):
         n = len(self.indices)
         return xp.cumsum(xp.bincount(self.indptr[1:-1], minlength=n + 1)[:n])
 
+    def row_sums(self, values):
+        """Sum whole numbers, one for each non-zero, over each row; int64, exact."""
+        xp = np if isinstance(values, np.ndarray) else arrays("gpu")
+        running = xp.zeros(len(values) + 1, dtype=xp.int64)
+        xp.cumsum(values, dtype=xp.int64, out=running[1:])
+        return running[self.indptr[1:]] - running[self.indptr[:-1]]
+
 
 class Counts:
     """The count matrix on disk.

@@ -1,5 +1,7 @@
 """Errors that a user can mend."""
 
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Something in the data, the config or the machine that the user can put right.
@@ -7,3 +9,22 @@ class UserError(ValueError):
     The message names the dataset, file or config key, says what was found and what was expected,
     and what to do next. `scrna.rule.report` shows it without a traceback; the log has both.
     """
+
+
+def did_you_mean(word: object, known: Iterable[str], most: int = 3) -> str:
+    """Return ``did you mean A or B?`` with the known words most like a word, or nothing.
+
+    Parameters
+    ----------
+    word
+        What was found; upper and lower case are the same.
+    known
+        What could have been meant.
+    most
+        How many to name.
+    """
+    from difflib import get_close_matches
+
+    folded = {name.casefold(): name for name in known}
+    close = get_close_matches(str(word).casefold(), folded, n=most)
+    return f"did you mean {' or '.join(folded[name] for name in close)}?" if close else ""

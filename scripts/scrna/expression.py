@@ -4,7 +4,6 @@ The matrix is read once, in blocks of cells, for all the genes that are asked fo
 the cells are. Nothing but the values of these genes stays in memory.
 """
 
-import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,7 +12,7 @@ import numpy as np
 
 from scrna import slots
 from scrna.counts import Counts, in_order, kept, row_ranges
-from scrna.errors import UserError
+from scrna.errors import UserError, did_you_mean
 from scrna.progress import Progress
 from scrna.store import CHUNK
 
@@ -263,9 +262,6 @@ def _ids(store: Counts) -> dict[str, int]:
 
 
 def _nearest(gene: str, symbols: dict[str, int], ids: dict[str, int]) -> str:
-    """Name genes like one that is not there; in another case they are the same."""
-    folded = {name.casefold(): name for name in [*ids, *symbols]}
-    close = difflib.get_close_matches(gene.casefold(), folded, n=_NAMED, cutoff=0.6)
-    if close:
-        return f"did you mean {' or '.join(folded[name] for name in close)}?"
-    return f"genes are named like {', '.join(list(symbols)[:_NAMED])}"
+    """Name genes like one that is not there."""
+    like_these = f"genes are named like {', '.join(list(symbols)[:_NAMED])}"
+    return did_you_mean(gene, [*ids, *symbols], _NAMED) or like_these

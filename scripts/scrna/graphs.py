@@ -7,6 +7,9 @@ import numpy as np
 from scrna import slots
 from scrna.numbered import nameless
 
+#: An eigenvalue of a diffusion map from here on is one to DPT: float32 does not tell them apart.
+STATIONARY = 0.9994
+
 
 def open_graph(neighbors: Path):
     """Open a neighbor graph with its weights; the distances stay in the file.

@@ -119,5 +119,10 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
+def short_duration(seconds: float) -> str:
+    """Write a duration as `duration` does, below 10 s with tenths: ``1.4 s``."""
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
+
+
 def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, Integral) else f"{value:,.1f}"

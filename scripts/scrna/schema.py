@@ -4,7 +4,6 @@
 in a sentence, since jsonschema's own messages print the schema.
 """
 
-import difflib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from math import isfinite
@@ -13,6 +12,8 @@ from typing import Any
 
 import jsonschema
 import yaml
+
+from scrna.errors import did_you_mean
 
 SCHEMA = Path(__file__).parents[2] / "config/schemas/config.schema.yaml"
 #: What a list or mapping must be, beside its type.
@@ -122,8 +123,7 @@ def _expected(rule: Mapping[str, Any]) -> str:
 
 def nearest(word: str, known: list[str]) -> str:
     """Point to the nearest of the names that there are, or list them all."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+    return did_you_mean(word, known, most=1) or f"there are {', '.join(known)}"
 
 
 def resolve(rule: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
+from scrna.encodings import encoding
 from scrna.errors import UserError
 from scrna.files import replacing
 from scrna.progress import Progress
@@ -206,13 +207,7 @@ class Simulation:
 
     def _write_counts(self, group: h5py.Group, threads: int | None) -> int:
         """Append block after block to a CSR matrix as AnnData encodes it."""
-        group.attrs.update(
-            {
-                "encoding-type": "csr_matrix",
-                "encoding-version": "0.1.0",
-                "shape": (self.n_obs, self.n_vars),
-            }
-        )
+        group.attrs.update(encoding("csr_matrix", shape=(self.n_obs, self.n_vars)))
         for name in ("data", "indices"):
             group.create_dataset(name, (0,), dtype=np.int32, chunks=(_CHUNK,), maxshape=(None,))
         indptr = np.zeros(self.n_obs + 1, dtype=np.int64)

@@ -22,12 +22,12 @@ import h5py
 import numpy as np
 
 from scrna.damage import DamagedError, read_summary, reading
+from scrna.encodings import encoding
 from scrna.files import replacing
 
 _PIECE = 2**23  # bytes of an array that are digested at once
 _THREADS = 4
 _PROVENANCE = "provenance"  # among the digests, whose other names have a slash
-h5py.get_config().track_order = True  # slots come back in the order in which they were written
 
 
 class Categories(NamedTuple):
@@ -55,7 +55,7 @@ def write(
     """
     from scrna.step import provenance
 
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with replacing(path) as temporary, h5py.File(temporary, "w", track_order=True) as file:
         for name, value in elements.items():
             _write_element(file, name, value)
         known = _in_memory(elements)
@@ -243,46 +243,52 @@ def _names(file: h5py.File) -> list[str]:
 
 
 def _write_element(file: h5py.File, name: str, value: Any) -> None:
+    above, _, key = name.rpartition("/")
+    group = _group(file, above)
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        element = file.create_dataset(name, data=value)
-        element.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        element = group.create_dataset(key, data=value)
+        element.attrs.update(encoding("array"))
     elif isinstance(value, Categories):
-        group = file.create_group(name)
-        group.attrs.update(
-            {"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": False}
-        )
+        _group(file, name).attrs.update(encoding("categorical", ordered=False))
         smallest = np.min_scalar_type(-max(1, len(value.names)))
         _write_element(file, f"{name}/codes", np.asarray(value.codes, dtype=smallest))
         element = file.create_dataset(
             f"{name}/categories", data=value.names, dtype=h5py.string_dtype()
         )
-        element.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+        element.attrs.update(encoding("string-array"))
     elif isinstance(value, Mapping):
-        group = file.create_group(name)
-        group.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
+        _group(file, name).attrs.update(encoding("dict"))
         for key, item in value.items():
             _write_element(file, f"{name}/{key}", item)
     else:
         from anndata.io import write_elem
 
-        above, _, key = name.rpartition("/")
-        write_elem(file.require_group(above), key, value)
+        write_elem(group, key, value)
+
+
+def _group(file: h5py.File, name: str) -> h5py.Group:
+    """Open a group, made if it is missing, that keeps its members in the order of writing."""
+    above, _, key = name.rpartition("/")
+    group = _group(file, above) if above else file
+    if not key:
+        return group
+    return group[key] if key in group else group.create_group(key, track_order=True)
 
 
 def _read_element(element: h5py.Dataset | h5py.Group) -> Any:
-    encoding = element.attrs.get("encoding-type")
-    if isinstance(element, h5py.Dataset) and encoding == "array":
+    kind = element.attrs.get("encoding-type")
+    if isinstance(element, h5py.Dataset) and kind == "array":
         return element[()]
-    if encoding in ("csr_matrix", "csc_matrix"):
+    if kind in ("csr_matrix", "csc_matrix"):
         from scipy import sparse
 
         parts = tuple(element[name][()] for name in ("data", "indices", "indptr"))
-        return getattr(sparse, encoding)(parts, shape=tuple(element.attrs["shape"]))
-    if encoding == "categorical":
+        return getattr(sparse, kind)(parts, shape=tuple(element.attrs["shape"]))
+    if kind == "categorical":
         return read_categories(element)
-    if encoding == "dict":
+    if kind == "dict":
         return {name: _read_element(item) for name, item in element.items()}
-    if encoding == "string":
+    if kind == "string":
         return element.asstr()[()]
     from anndata.io import read_elem
 

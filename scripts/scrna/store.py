@@ -12,19 +12,18 @@ is how those are cut:
 - The compressor is Blosc's LZ4 with shuffle. 300 M non-zeros on 16 cores (bytes a non-zero; ns to
   read, to write one): LZ4 1.82, 0.47, 1.2; Blosc-zstd 1.43, 0.67, 1.6; plain zstd 1.76, 0.96, 4.4;
   none 6.0, 0.59, 1.2. Columns as uint16 would be read in 0.33, but scanpy's compiled functions
-  refuse a matrix that is opened so. ``bench/reading.py`` makes the figures again.
+  refuse a matrix that is opened so.
 - Each chunk ends with its CRC-32C, which any zarr reader verifies; `scrna.integrity` does so for
   zarrs, and lists the files, so that one that is lost is noticed.
 """
 
-import ctypes
 import hashlib
 import shutil
 import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -36,7 +35,9 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.errors import ZarrUserWarning
 
 from scrna.codecs import fast_codecs
+from scrna.encodings import encoding
 from scrna.files import replacing
+from scrna.host import give_back_freed
 from scrna.integrity import FILES, list_files
 
 if TYPE_CHECKING:
@@ -220,9 +221,7 @@ class CSRWriter:
         for name in ("data", "indices"):
             sha.update(self._shas[name].digest())
         self._write_indptr(sizes, sha)
-        self.group.attrs.update(
-            {"encoding-type": "csr_matrix", "encoding-version": "0.1.0", "shape": list(shape)}
-        )
+        self.group.attrs.update(encoding("csr_matrix", shape=list(shape)))
         self.info = MatrixInfo(
             shape=shape,
             nnz=self.nnz,
@@ -280,7 +279,7 @@ class CSRWriter:
         self._pieces, self._filled = [], 0
         self._n_shards += 1
         if self._n_shards % _TRIM_EVERY == 0:
-            _give_back_memory()
+            give_back_freed()
 
     def _new_array(self, name: str, dtype: np.dtype) -> zarr.Array:
         with fast_codecs():
@@ -328,12 +327,6 @@ class CSRWriter:
             end = int(indptr[-1])
 
 
-def _give_back_memory() -> None:
-    """Let the C library give back what was freed; glibc keeps 0.4 GB of it in 2 G non-zeros."""
-    with suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
 def _write_shard(array: zarr.Array, start: int, pieces: list[np.ndarray]) -> None:
     values = np.concatenate([np.empty(0, array.dtype), *pieces])
     array[start : start + len(values)] = values
@@ -360,7 +353,7 @@ def new_store(path: Path) -> Iterator[zarr.Group]:
     """
     with replacing(path) as temporary:
         root = zarr.open_group(temporary, mode="w", zarr_format=3)
-        root.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        root.attrs.update(encoding("anndata"))
         yield root
         root.attrs.update({FILES: list_files(temporary)})
         _consolidate(temporary)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from scrna.damage import read_summary
-from scrna.progress import duration
+from scrna.progress import duration, short_duration
 
 #: Lines that a table has at most, its head and its foot included.
 MOST_LINES = 40
@@ -121,24 +121,20 @@ def table(usages: list[Usage], most_lines: int = MOST_LINES) -> list[str]:
     longest = sorted(usages, key=lambda usage: -usage.seconds)[:n_shown]
     rows = [("step", "time", "memory", "device")]
     rows += [
-        (usage.label, _time(usage.seconds), usage.memory, usage.device)
+        (usage.label, short_duration(usage.seconds), usage.memory, usage.device)
         for usage in sorted(longest, key=lambda usage: usage.started)
     ]
     total = sum(usage.seconds for usage in usages)
     if n_left := len(usages) - n_shown:
         rest = total - sum(usage.seconds for usage in longest)
-        rows.append((f"{n_left:,} shorter steps", _time(rest), "", ""))
+        rows.append((f"{n_left:,} shorter steps", short_duration(rest), "", ""))
     first = min(usage.started for usage in usages)
     last = max(usage.started + usage.seconds for usage in usages)
-    rows.append((f"sum, done in {duration(last - first)}", _time(total), "", ""))
+    rows.append((f"sum, done in {duration(last - first)}", short_duration(total), "", ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() for a, b, c, d in rows
     ]
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
 
 
 def _rss(said: str | None) -> int | None:

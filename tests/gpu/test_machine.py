@@ -12,11 +12,11 @@ pytestmark = pytest.mark.gpu
 ALLOCATE = """
 import sys
 sys.path.append(sys.argv[2])
-from scrna import backend
+from scrna import backend, machine
 backend.start_gpu(memory=sys.argv[1], pool_gb=1)
 import cupy
 kept = cupy.zeros(2**24, dtype=cupy.float32)
-print(int(kept.sum()), backend.gpu_record()["gpu_peak_bytes"])
+print(int(kept.sum()), backend.gpu_record()["gpu_peak_bytes"], machine.pool_held())
 """
 
 
@@ -35,9 +35,11 @@ def test_allocations_go_through_rmm(memory):
         text=True,
         check=True,
     )
-    total, peak = map(int, done.stdout.split())
+    total, peak, held = map(int, done.stdout.split())
     assert total == 0
     assert peak >= 2**26
+    # of the pool's first GiB, what the array and its sum do not take is held and free
+    assert 2**29 < held < 2**30 if memory == "pool" else held == 0
 
 
 def test_the_record_names_the_device():

@@ -7,6 +7,15 @@ import scipy.sparse as sp
 from scrna.sources import open_source
 
 
+def counts(n_obs=60, n_vars=40, density=0.2, seed=0):
+    """Counts as CSR, float32; some cells have none."""
+    rng = np.random.default_rng(seed)
+    dense = rng.integers(1, 9, (n_obs, n_vars)) * (rng.random((n_obs, n_vars)) < density)
+    dense[[5, -1]] = 0  # cells without a count
+    dense[1, 0] = 1
+    return sp.csr_matrix(dense.astype(np.float32))
+
+
 def read(path, matrix="X", cells=None, **options):
     """All that a source gives: obs, var, the matrix of the cells asked for, number of blocks."""
     with open_source(path, **options) as source:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from scrna.cellmap import cell_map, quantise, sample
-from scrna.colours import palette
+from scrna.colours import PALETTE
 
 NASTY = "</script><script>alert(1)</script> \"quoted\" 'too' & <b> 🧬 \u2028"
 
@@ -99,7 +99,7 @@ def test_the_same_input_gives_the_same_page(given):
 
 def test_more_groups_than_colours_take_them_again(given):
     made = data_of(cell_map(**given, genes=None, max_cells=10**6, seed=0).html)
-    assert made["groups"][0]["colours"] == [*palette(), palette()[0]]
+    assert made["groups"][0]["colours"] == [*PALETTE, PALETTE[0]]
     assert made["genes"] == []
 
 

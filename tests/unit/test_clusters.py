@@ -143,9 +143,10 @@ def test_on_the_gpu_the_best_of_several_tries_is_taken_of_few_cells(demo, monkey
     poor = np.arange(len(good)) % 3
     seeds = []
 
-    def found(handle, seed, *_):
-        seeds.append(seed)
-        order = np.random.default_rng(seed).permutation(len(good))  # as vertices come
+    def found(*, resource_handle, graph, max_level, resolution, theta, random_state, **_):
+        assert (max_level, resolution) == (100, 0.6)
+        seeds.append(random_state)
+        order = np.random.default_rng(random_state).permutation(len(good))  # as vertices come
         return order, (good if len(seeds) == 3 else poor)[order], 0.9  # which may be wrong
 
     made = dict.fromkeys(["ResourceHandle", "GraphProperties", "SGGraph"], lambda *_, **__: None)

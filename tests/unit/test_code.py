@@ -1,3 +1,4 @@
+import functools
 import os
 import re
 import shutil
@@ -10,6 +11,14 @@ from scrna import code
 SCRIPTS = Path(code.__file__).parents[1]
 STEPS = sorted(path.stem for path in SCRIPTS.glob("*.py"))
 FEW = ["umap", "download"]  # where an edit is one of umap's alone
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _parsed_once():
+    """Parse a file of the same content once for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code, "_parse", functools.cache(code._parse))
+        yield
 
 
 @pytest.fixture
@@ -148,20 +157,3 @@ def test_a_text_that_is_no_docstring_counts(scripts):
     umap = scripts / "umap.py"
     umap.write_text(umap.read_text() + "\nKEY = 'X_umap'\n")
     assert changed(scripts, "umap.py", "KEY = 'X_umap'", "KEY = 'X_other'", FEW) == {"umap"}
-
-
-def test_what_is_remembered_gives_the_same_digests(scripts, tmp_path, monkeypatch):
-    there, memory = digests(scripts), tmp_path / "new/code.json"
-    monkeypatch.setattr(code, "_known", {})
-    monkeypatch.setattr(code, "_memory", None)
-    memory.parent.mkdir()
-    for damaged in ('{"broken":', "[1]"):
-        memory.write_text(damaged)
-        code.remember(memory)
-    assert digests(scripts) == there
-
-    monkeypatch.setattr(code, "_known", {})
-    code.remember(memory)
-    monkeypatch.setattr(code.ast, "parse", None)  # nothing is read again
-    assert digests(scripts) == there
-    monkeypatch.undo()

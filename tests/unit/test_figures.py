@@ -10,14 +10,14 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from scripts import qc_figures as quality
-from scripts import trajectory
-from scripts.figures import STATIONARY, diffusion_map, figures, pictures
+from scripts.figures import diffusion_map, figures, pictures
 from scripts.final import annotated
 from scrna import drawing, slots
 from scrna import figures as draw
 from scrna.celltypes import cell_types
-from scrna.colours import MISSING, N_COLOURS, as_seen, colours_of, palette
+from scrna.colours import MISSING, PALETTE, colours_of
 from scrna.errors import UserError
+from scrna.graphs import STATIONARY
 
 pytest_plugins = ["tests.unit.fixtures"]
 
@@ -66,30 +66,6 @@ def named(ax):
 
 def title(figure):
     return figure.get_suptitle() or figure.axes[0].get_title(loc="left")
-
-
-# ------------------------------------------------------------------------------------- the colours
-
-
-def test_the_colours_are_told_apart_by_every_reader():
-    rgb = [mpl.colors.to_rgb(colour) for colour in [*palette(), "white", MISSING]]
-    for seen in as_seen(np.array(rgb)):
-        apart = np.linalg.norm(seen[:, None] - seen[None], axis=-1)
-        np.fill_diagonal(apart, np.inf)
-        assert apart[:12, :12].min() > 15
-        assert apart[:60, :60].min() > 8  # 2.3 is just noticeable
-    assert len({*palette()}) == N_COLOURS == 60
-
-
-def test_grey_is_seen_alike_by_all():
-    lab = as_seen(np.array([[0.5, 0.5, 0.5], [1, 1, 1]]))
-    assert np.abs(lab[..., 1:]).max() < 0.1
-    np.testing.assert_allclose(lab[:, :, 0], [[53.39, 100]] * 4, atol=0.01)  # CIE L*
-
-
-def test_groups_beyond_the_colours_take_them_again():
-    names = [str(i) for i in range(61)]
-    assert colours_of(names)["60"] == colours_of(names)["0"]
 
 
 # ------------------------------------------------------------------------------------ the pictures
@@ -194,7 +170,7 @@ def test_embeddings_stand_side_by_side(drawn, demo, name, slot):
         xy = slots.read(demo[f"{rep}/{name}"], f"obsm/{slot}")
         order = drawing.in_random_order(len(xy))
         np.testing.assert_allclose(ax.collections[0].get_offsets(), xy[order])
-        wanted = np.array(palette())[clusters.codes % 60][order]
+        wanted = np.array(PALETTE)[clusters.codes % 60][order]
         found = [mpl.colors.to_hex(c) for c in ax.collections[0].get_facecolors()]
         assert found == wanted.tolist()
     assert named(panels[3]) == ["batch_1", "batch_2", "batch_3"]
@@ -240,7 +216,7 @@ def test_pseudotime_is_drawn_on_the_diffusion_map(drawn, demo):
         times = slots.read(path, "obs/dpt_pseudotime")
         known = np.isfinite(times)
         _, (one, two) = diffusion_map(path)
-        assert evals[one] < trajectory.STATIONARY
+        assert evals[one] < STATIONARY
         xy = slots.read(path, "obsm/X_diffmap")[known][:, [one, two]]
         assert (xy.std(axis=0) > 1e-3).all()
         order = drawing.in_random_order(known.sum())
@@ -268,7 +244,6 @@ def test_a_diffusion_map_of_pieces_alone_is_left_out(tmp_path):
         points, clusters, {"pca": np.zeros((1, 1))}, {"pca": np.arange(5.0)}, of
     )
     assert sum("pca" in ax.get_title(loc="left") for ax in figure.axes) == 2
-    assert STATIONARY == trajectory.STATIONARY
 
 
 @pytest.mark.parametrize(("clustering", "rep"), [("leiden", "harmony"), ("leiden_pca", "pca")])
@@ -283,7 +258,7 @@ def test_named_clusters_are_shown_as_cell_types(demo, clustering, rep):
     assert named(panels[3]) == ["B cells", "T $cells$", *rest]
     order = drawing.in_random_order(len(clusters))
     colours = panels[2].collections[0].get_facecolors()
-    of_b = [mpl.colors.to_hex(colour) == palette()[0] for colour in colours]
+    of_b = [mpl.colors.to_hex(colour) == PALETTE[0] for colour in colours]
     assert of_b == np.isin(np.asarray(clusters), ["0", "2"])[order].tolist()
     assert "clusters_by_cell_type_source" in drawn
 

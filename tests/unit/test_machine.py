@@ -451,6 +451,10 @@ def test_pool_of_this_process(monkeypatch):
     assert machine.pool_held() == 0
     state.resource, state.used = cuda, 4 * GIB  # plain allocations are given back
     assert machine.pool_held() == 0
+    state.resource = pool
+    assert machine.pool_held() == 6 * GIB
+    del pool.pool_size  # an RMM that names it otherwise
+    assert machine.pool_held() == 0
 
 
 def until(condition):

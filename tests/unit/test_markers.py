@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from scripts.markers import markers
 from scrna import slots
 from scrna.errors import UserError
-from scrna.numbered import cell_numbers, nameless
+from scrna.numbered import nameless
 from tests.unit.steps import CPU, settings, store
 
 pytest_plugins = ["tests.unit.fixtures"]
@@ -233,11 +233,6 @@ def test_logistic_regression_leaves_out_small_groups(by_hand, do):
         assert set(found["names"][found["group"] == group].head(3)) == {
             f"gene{3 * i + j}" for j in range(3)
         }
-
-
-@pytest.mark.parametrize("n", [0, 1, 999, 1000, 1001, 2000, 12_345])
-def test_cells_are_named_by_their_number(n):
-    assert cell_numbers(n).tolist() == [str(i) for i in range(n)]
 
 
 @pytest.mark.parametrize("obs", [None, {}, {"a": pd.Series([5, 6, 7], index=[7, 1, 0])}])

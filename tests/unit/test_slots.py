@@ -163,6 +163,18 @@ def test_the_digest_of_records_is_that_of_what_is_in_the_file(tmp_path):
     assert len(digests) == 1
 
 
+def test_files_of_other_programs_keep_the_order_that_h5py_has():
+    assert not h5py.get_config().track_order
+
+
+def test_dicts_keep_their_order(tmp_path):
+    params = {"z": np.zeros(2), "a": {"y": np.ones(1), "b": np.ones(2)}, "k": "text"}
+    slots.write(tmp_path / "a.h5", {"uns/params": params})
+    found = slots.read(tmp_path / "a.h5", "uns/params")
+    assert list(found) == ["z", "a", "k"]
+    assert list(found["a"]) == ["y", "b"]
+
+
 def test_slots_keep_their_order(tmp_path):
     order = ["obs/z", "obs/a", "var/m", "obs/k", "uns/b", "uns/a"]
     slots.write(tmp_path / "a.h5", {name: np.zeros(2) for name in order})

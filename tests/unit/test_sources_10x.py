@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from scrna.errors import UserError
 from scrna.sources import base, hdf5, mtx, open_source
-from tests.unit.source_reading import assert_same, read
+from tests.unit.source_reading import assert_same, counts, read
 
 
 @pytest.fixture(autouse=True)
@@ -18,14 +18,6 @@ def _small_blocks(monkeypatch):
     """Let small matrices be read in many blocks."""
     for module in (base, hdf5, mtx):
         monkeypatch.setattr(module, "BLOCK_NNZ", 100)
-
-
-def counts(n_obs=60, n_vars=40, density=0.2, seed=0):
-    rng = np.random.default_rng(seed)
-    dense = rng.integers(1, 9, (n_obs, n_vars)) * (rng.random((n_obs, n_vars)) < density)
-    dense[[5, -1]] = 0  # cells without a count
-    dense[1, 0] = 1
-    return sp.csr_matrix(dense.astype(np.float32))
 
 
 # -------------------------------------------------------------------------------------------- 10x

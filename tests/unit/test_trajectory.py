@@ -196,6 +196,21 @@ def test_pseudotime_is_scanpys(do, line):
     assert found["uns/iroot"] == 3
 
 
+def test_pseudotime_with_a_scanpy_that_needs_the_graph(line, do, monkeypatch):
+    files = line()
+    expected = do(root={"cell": "cell0"}, files=files, rep="pca")["obs/dpt_pseudotime"]
+    dpt, graphs = sc.tl.dpt, []
+
+    def needs_graph(adata, **settings):
+        graphs.append(adata.obsp["connectivities"])
+        dpt(adata, **settings)
+
+    monkeypatch.setattr(sc.tl, "dpt", needs_graph)
+    found = do(root={"cell": "cell0"}, files=files, rep="pca")["obs/dpt_pseudotime"]
+    assert len(graphs) == 1
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize("rep", ["pca", "harmony"])
 def test_pseudotime_is_the_simulated_one(demo, rep):
     values = slots.read(demo[f"{rep}/trajectory"], "obs/dpt_pseudotime")

@@ -12,7 +12,7 @@ from scrna import slots
 from scrna.celltypes import place_of
 from scrna.colours import colours_of
 from scrna.damage import reading
-from scrna.progress import duration
+from scrna.progress import short_duration
 from scrna.report.captions import TOPICS, Picture, pictures
 from scrna.report.findings import findings
 from scrna.report.results import REPRESENTATIONS, Markers, Results
@@ -88,7 +88,7 @@ def page(
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {"duration": _time, "signed": _signed}
+    environment.filters |= {"duration": short_duration, "signed": _signed}
     markers = results.markers(n_markers)
     sources = {name: (SOURCES / name).read_text() for name in ("report.css", "report.js")}
     return environment.get_template("template.html.j2").render(
@@ -144,7 +144,7 @@ def numbers(results: Results, usages: Sequence[Usage]) -> list[Number]:
         found.append(Number(of, f"{n_clusters:,}", f"Leiden, resolution {first:g}"))
     if usages:
         total = sum(usage.seconds for usage in usages)
-        found.append(Number("time of all steps", _time(total), _devices(usages)))
+        found.append(Number("time of all steps", short_duration(total), _devices(usages)))
     return found
 
 
@@ -321,10 +321,6 @@ def provenance(results: Results) -> list[dict[str, Any]]:
 
 def _devices(usages: Sequence[Usage]) -> str:
     return ", ".join(sorted({usage.device for usage in usages}, key=lambda name: name == "CPU"))
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)
 
 
 def _percent(part: int, whole: int) -> str:
