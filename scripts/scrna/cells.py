@@ -211,6 +211,8 @@ class Written(NamedTuple):
     """As `scrna.annotations.describe_columns` tells."""
     digest: str
     notes: list[str]
+    names: Text
+    """The names of the cells, unique."""
 
 
 def write_cells(root: zarr.Group, table: CellTable, cells: np.ndarray) -> Written:
@@ -247,7 +249,7 @@ def write_cells(root: zarr.Group, table: CellTable, cells: np.ndarray) -> Writte
     names, notes = unique_names(table.names.where(cells))
     rows.add(names.hashes())
     _write_text(group, "_index", names)
-    return Written(described, table_digest(table.columns, rows.hashes), notes)
+    return Written(described, table_digest(table.columns, rows.hashes), notes, names)
 
 
 def unique_names(names: Text) -> tuple[Text, list[str]]:

@@ -39,6 +39,8 @@ SOLVERS = {
 }
 #: The files of a 10x folder, as they begin.
 MTX_FILES = ["matrix.mtx", "barcodes.tsv", "features.tsv", "genes.tsv"]
+#: Keys of a dataset that say how its source is read.
+READING = ["kind", "matrix", "gene_symbols", "keep_obs", "sha256"]
 #: Columns that qc adds to obs, which regress_out may name.
 QC_COLUMNS = re.compile(
     r"(log1p_)?(total_counts(_mt|_ribo|_hb)?|n_genes_by_counts)"
@@ -280,7 +282,7 @@ def check_columns(
         if not summary.exists():
             continue
         facts = json.loads(summary.read_text())
-        if not _is_current(facts, summary, found[name].files):
+        if not is_current(facts, summary, found[name].files, dataset):
             continue
         columns = list(facts["obs_columns"])
         for column, key in required_obs(dataset, name).items():
@@ -292,9 +294,14 @@ def check_columns(
                 raise UserError(msg)
 
 
-def _is_current(facts: Mapping[str, Any], summary: Path, files: list[str]) -> bool:
-    """Tell whether counts were converted from these files as they are now."""
+def is_current(
+    facts: Mapping[str, Any], summary: Path, files: list[str], dataset: Mapping[str, Any]
+) -> bool:
+    """Return whether counts were converted from these files as they are now, and in this way."""
     if {Path(entry["path"]) for entry in facts["source"]} != set(map(Path, files)):
+        return False
+    made = facts.get("provenance", {}).get("parameters", {})
+    if any(key in made and made[key] != dataset[key] for key in READING):
         return False
     there = [Path(file) for file in files if Path(file).exists()]
     return all(file.stat().st_mtime <= summary.stat().st_mtime for file in there)
