@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[1]))
 
+from scrna.clustering_checks import clustering_problems
 from scrna.errors import UserError
 from scrna.execution import blocks_problems
 from scrna.names import is_clustering
@@ -44,7 +45,7 @@ READING = ["kind", "matrix", "gene_symbols", "keep_obs", "sha256"]
 #: Columns that qc adds to obs, which regress_out may name.
 QC_COLUMNS = re.compile(
     r"(log1p_)?(total_counts(_mt|_ribo|_hb)?|n_genes_by_counts)"
-    r"|pct_counts_(mt|ribo|hb|in_top_\d+_genes)"
+    r"|pct_counts_(mt|ribo|hb)"
 )
 
 
@@ -169,13 +170,21 @@ def required_obs(dataset: Mapping[str, Any], name: str) -> dict[str, str]:
         wanted[dataset["label_key"]] = f"{where}.label_key"
     if dataset["hvg"]["batch_key"] not in (None, "auto"):
         wanted[dataset["hvg"]["batch_key"]] = "hvg.batch_key"
-    for key in dataset["pca"]["regress_out"]:
-        if not QC_COLUMNS.fullmatch(key):
-            wanted[key] = "pca.regress_out"
+    wanted |= dict.fromkeys(covariates(dataset), "pca.regress_out")
     groupby = dataset["markers"]["groupby"]
     if dataset["markers"]["enabled"] and not is_clustering(groupby):
         wanted[groupby] = "markers.groupby"
     return wanted
+
+
+def covariates(dataset: Mapping[str, Any]) -> list[str]:
+    """List the columns of pca.regress_out that are the source's, not those that qc adds."""
+    top = {f"pct_counts_in_top_{n}_genes" for n in dataset["qc"]["percent_top"]}
+    return [
+        key
+        for key in dataset["pca"]["regress_out"]
+        if not QC_COLUMNS.fullmatch(key) and key not in top
+    ]
 
 
 def batch_keys(dataset: Mapping[str, Any]) -> list[str]:
@@ -335,7 +344,9 @@ def _problems(dataset: Mapping[str, Any], backend: str) -> Iterator[str]:
         yield from _harmony_problems(dataset["harmony"], len(batch_keys(dataset)), backend)
     yield from _pattern_problems(dataset["qc"])
     yield from _solver_problems(dataset["pca"], backend)
-    yield from _clustering_problems(dataset)
+    yield from clustering_problems(
+        dataset, annotations(dataset), is_integrated=bool(batch_keys(dataset))
+    )
     if dataset["execution"] == "blocks":
         for step in MATRIX_STEPS:
             if dataset[step].get("enabled", True):
@@ -385,20 +396,6 @@ def _pattern_problems(qc: Mapping[str, Any]) -> Iterator[str]:
                 re.compile(qc[name])
             except re.error as error:
                 yield f"qc.{name} is {qc[name]!r}, which is no regular expression: {error}"
-
-
-def _clustering_problems(dataset: Mapping[str, Any]) -> Iterator[str]:
-    groupby = dataset["markers"]["groupby"]
-    if not is_clustering(groupby):
-        return
-    method, _, asked = groupby.partition("_")
-    if method == "louvain" and not dataset["louvain"]["enabled"]:
-        yield f"markers.groupby is {groupby}, but louvain.enabled is false"
-    resolutions = dataset[method]["resolution"]
-    names = [f"{method}_{r:g}" for r in resolutions] if isinstance(resolutions, list) else []
-    if asked and groupby not in names:
-        have = ", ".join([method, *names])
-        yield f"markers.groupby is {groupby}, but {method}.resolution gives {have}"
 
 
 def _dataset(config: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scrna.batches import complete_batches, in_large_batches
+from scrna.batches import FEWEST_CELLS, complete_batches, in_large_batches
 from scrna.covariates import as_numbers
 from scrna.errors import UserError
 from scrna.genes import find_genes
@@ -150,7 +150,7 @@ def _check_batches(
                     f"{n:,}",
                     f"{len(batches):,}",
                 )
-        if has_all.any():
+        if has_all.sum() >= FEWEST_CELLS:  # else the gaps are the reason
             batches = batches[has_all]
     in_large_batches(complete_batches(batches, missing_batch), named["min_batch_cells"])
 

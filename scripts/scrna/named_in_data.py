@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scrna.config import QC_COLUMNS, Source, batch_keys, is_current
+from scrna.config import Source, batch_keys, covariates, is_current
 from scrna.names import is_clustering
 from scrna.parameters import of_step
 from scrna.rule import plain
@@ -43,7 +43,7 @@ def named_in_data(dataset: Mapping[str, Any], name: str, seed: int) -> dict[str,
         "batch_key": batch_keys(dataset),
         "missing_batch": dataset["harmony"]["missing_batch"],
         "min_batch_cells": dataset["harmony"]["min_batch_cells"],
-        "regress_out": [c for c in dataset["pca"]["regress_out"] if not QC_COLUMNS.fullmatch(c)],
+        "regress_out": covariates(dataset),
         "label_key": dataset["label_key"],
         "root": trajectory["root"] if trajectory["enabled"] else None,
         "markers": {key: markers[key] for key in ("groupby", "min_cells", "method")}

@@ -70,8 +70,11 @@ def _explain(error: jsonschema.ValidationError) -> Iterator[str]:
         yield f"{where}: {error.message}"
     elif "propertyNames" in error.absolute_schema_path:
         yield (
-            f"{where}.{error.instance}: a dataset's name is text of letters, digits, _, . and -, "
-            "and begins with a letter or digit" + _as_text(error.instance)
+            f"{where}.{_on_a_line(error.instance)}: a dataset's name is text of letters, digits, "
+            "_, . and -, and begins with a letter or digit" + _as_text(error.instance)
+            if error.validator != "maxLength"
+            else f"{where}.{_on_a_line(error.instance)}: a dataset's name has at most "
+            f"{error.validator_value} characters, this one {len(error.instance)}"
         )
     else:
         expected = SIZES.get(error.validator) or _expected(error.schema)
@@ -95,6 +98,12 @@ def _as_number(error: jsonschema.ValidationError) -> str:
     if isinstance(error.instance, str):
         return f" (YAML reads this as text; write {as_yaml(number)})"
     return f" (write {number})" if isinstance(number, int) else ""
+
+
+def _on_a_line(name: Any, most: int = 60) -> str:
+    """Write a name on one line, cut where it is long."""
+    text = str(name).replace("\n", "\\n")
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _as_text(name: Any) -> str:

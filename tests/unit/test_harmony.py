@@ -180,8 +180,8 @@ def test_a_single_batch_is_refused(do):
     array, _, _ = shifted()
     with pytest.raises(
         UserError,
-        match=r"batch_key 'batch' has one batch, 'a', in all of the 300 cells\. There is nothing to "
-        r"integrate: set the dataset's batch_key to null",
+        match=r"batch_key 'batch' has one batch, 'a', in all of the 300 cells\. There is nothing "
+        r"to integrate: set the dataset's batch_key to null",
     ):
         do(array, {"batch": ["a"] * len(array)})
 

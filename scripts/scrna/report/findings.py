@@ -46,6 +46,10 @@ def findings(results: Results, *, kind: str) -> list[Finding]:
     Warnings first.
     """
     found = [*_of_filter(results), *_recorded(results), *_of_integration(results)]
+    found += [
+        Finding("warning", step, f"The picture {name} is left out, it cannot be drawn: {why}")
+        for step, name, why in results.not_drawn
+    ]
     found += _notes(results, kind)
     return sorted(found, key=lambda finding: finding.kind != "warning")
 
