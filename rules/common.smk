@@ -3,14 +3,9 @@
 import gc
 import os
 import re
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-
-SCRIPTS = f"{workflow.basedir}/scripts"
-if SCRIPTS not in sys.path:
-    sys.path.append(SCRIPTS)
 
 from snakemake.common.tbdstring import TBDString
 from snakemake.exceptions import WorkflowError
@@ -20,6 +15,7 @@ from snakemake.settings.types import DeploymentMethod
 from scrna import config as checks
 from scrna import execution, feedback, machine, parameters, scheduling
 from scrna.code import code_digest, page_digest, remember
+from scrna.config_files import overruled
 from scrna.decisions import decided
 from scrna.errors import UserError
 from scrna.lock import directory_lock
@@ -76,6 +72,7 @@ try:
         seen_by = {"backend": BACKEND, "seed": config["seed"]}
         check_converted(DATASETS, SOURCES, "results", **seen_by)
     lines = [line for line in (picked_line, backend_line) if line]
+    lines += overruled(CONFIG_FILES, DATASETS, checks.SECTIONS)
     if workflow.is_main_process and not is_elsewhere(SCHEDULER):
         lines += execution.before_run(config, BACKEND, "results")
 except UserError as error:

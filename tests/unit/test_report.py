@@ -326,6 +326,17 @@ def test_pictures_that_could_not_be_drawn_are_named(results, tmp_path):
         assert finding in found
 
 
+def test_cells_without_a_label_are_counted(results, demo):
+    labels = demo.obs()["cell_type"]
+    unlabelled = results.unlabelled("cell_type", ["TYPE_1"])
+    assert unlabelled == ("cell_type", int((labels == "type_1").sum() + labels.isna().sum()))
+    texts = [found.text for found in findings(results, kind="h5ad", unlabelled=unlabelled)]
+    n = unlabelled[1]
+    assert any(f"{n:,} of {len(labels):,} cells (" in text for text in texts)
+    all_have = findings(results, kind="h5ad", unlabelled=("cell_type", 0))
+    assert not any("no label" in found.text for found in all_have)
+
+
 @pytest.mark.parametrize("name", ["pca", "harmony"])
 def test_a_dataset_may_be_called_like_a_representation(results, tmp_path, name):
     """Its own files are of no representation, although its folder has the name of one."""

@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 
 from scrna import slots
+from scrna.counts import Counts
+from scrna.labels import numbered_labels
 from scrna.usage import Usage, usage_of
 
 #: Representation → what it is called; the last that there is is the result.
@@ -147,6 +149,23 @@ class Results:
         """The scores of the integration and its verdict, where they are computed."""
         path = self.files.get(("", "integration"))
         return slots.read(path, "uns/integration") if path else None
+
+    def unlabelled(self, label_key: str, missing: Sequence[str]) -> tuple[str, int]:
+        """Count the kept cells without a label.
+
+        Parameters
+        ----------
+        label_key
+            Column of obs.
+        missing
+            Values that mean none.
+
+        Returns
+        -------
+        The column and the number.
+        """
+        labels = Counts(self.counts).obs([label_key])[label_key][self.keep]
+        return label_key, int((numbered_labels(labels, missing) < 0).sum())
 
     @cached_property
     def not_drawn(self) -> list[tuple[str, str, str]]:
