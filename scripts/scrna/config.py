@@ -40,6 +40,13 @@ SOLVERS = {
 }
 #: The files of a 10x folder, as they begin.
 MTX_FILES = ["matrix.mtx", "barcodes.tsv", "features.tsv", "genes.tsv"]
+#: A file of a folder that is not 10x's → whose it is, and what to take instead.
+OTHER_TOOLS = {
+    "cells_x_genes.mtx": "kb-python: take its adata.h5ad (kb count --h5ad)",
+    "quants_mat.mtx": "alevin-fry: take its h5ad (simpleaf quant --anndata-out)",
+    "count_matrix.mtx": "Parse: take its anndata.h5ad, beside it",
+    "DGE.mtx": "Parse: take its anndata.h5ad, beside it",
+}
 #: Keys of a dataset that say how its source is read.
 READING = ["kind", "matrix", "gene_symbols", "keep_obs", "sha256"]
 #: Columns that qc adds to obs, which regress_out may name.
@@ -234,7 +241,10 @@ def _source(name: str, dataset: Mapping[str, Any]) -> Source:
         return Source(None, [f"resources/{name}.h5ad"])
     key, given = f"datasets.{name}.source", dataset["source"]
     path = os.path.expanduser(os.path.expandvars(given))
-    if missing := re.search(r"\$\{?(\w+)", path):
+    if path != given and os.path.exists(given):
+        path = given  # a name that has a $ or ~ itself
+    missing = re.search(r"\$\{?(\w+)", path)
+    if missing and not os.path.exists(path):
         msg = (
             f"{key} is {given!r}, but the environment variable {missing[1]} is not set; "
             "set it, or write the path out"
@@ -246,13 +256,19 @@ def _source(name: str, dataset: Mapping[str, Any]) -> Source:
             msg = f"{key} is {given!r}; a URL has to end in .h5ad or .h5 (10x)"
             raise UserError(msg)
         return Source(path, [f"resources/{name}{suffix}"])
+    if wildcard := re.search(r"\{[^{}]*\}", path):
+        msg = (
+            f"{key} is {given!r}, but Snakemake takes {wildcard[0]} in a path for a wildcard; "
+            "rename the file or folder, or name a symbolic link to it"
+        )
+        raise UserError(msg)
     if Path(path).is_dir():
         files = [str(file) for stem in MTX_FILES for file in sorted(Path(path).glob(f"{stem}*"))]
         if len(files) != 3:
             msg = (
                 f"{key} is {given!r}, a folder without the three files of 10x (matrix.mtx, "
                 "barcodes.tsv, features.tsv or genes.tsv, each maybe .gz); "
-                f"found {', '.join(files) or 'none'}"
+                f"found {', '.join(files) or 'none'}{_of_tool(Path(path))}"
             )
             raise UserError(msg)
         return Source(None, files)
@@ -262,6 +278,14 @@ def _source(name: str, dataset: Mapping[str, Any]) -> Source:
             msg += f" in {os.getcwd()}"
         raise UserError(msg)
     return Source(None, [path])
+
+
+def _of_tool(folder: Path) -> str:
+    """Say what to do with a folder that another tool than Cell Ranger or STARsolo has written."""
+    for file, advice in OTHER_TOOLS.items():
+        if (folder / file).exists():
+            return f". {file} is of {advice}"
+    return ""
 
 
 def check_columns(
