@@ -18,6 +18,7 @@ from scrna.code import code_digest, page_digest, remember
 from scrna.config_files import overruled
 from scrna.decisions import decided
 from scrna.errors import UserError
+from scrna.folders import check_writable
 from scrna.lock import directory_lock
 from scrna.log import share_terminal
 from scrna.named_in_data import check_converted, named_in_data
@@ -54,6 +55,8 @@ def pick_dataset():
 
 try:
     is_main = workflow.is_main_process
+    if is_main:
+        check_writable()
     picked_line = None
     if config.get("run") == "auto":
         config["run"], picked_line = decided("run", pick_dataset, is_main=is_main)
