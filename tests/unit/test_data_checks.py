@@ -279,13 +279,27 @@ def test_a_source_that_has_changed_is_left_to_the_conversion(there, look, source
         look("batch_key: one")
 
 
-def test_simulated_data_that_will_be_made_anew_tell_nothing():
-    def simulated(**simulate):
-        own = {"kind": "simulate", "batch_key": "one", "simulate": simulate}
+def test_simulated_data_that_will_be_made_anew_tell_nothing(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(source.parent, "resources")
+    folder = tmp_path / "results/toy"
+    folder.mkdir(parents=True)
+
+    def simulated(label=None, **simulate):
+        root = label and {"label": label}
+        own = {"kind": "simulate", "label_key": "label", "trajectory": {"root": root}}
+        own["simulate"] = simulate
         return complete({"run": "toy", "datasets": {"toy": own}})["datasets"]["toy"]
 
-    assert named_in_data(simulated(), "toy", 0) != named_in_data(simulated(n_types=9), "toy", 0)
-    assert named_in_data(simulated(), "toy", 0) != named_in_data(simulated(), "toy", 1)
+    def look(own, seed=0):
+        datasets = {"toy": own}
+        check_converted(datasets, sources(datasets), "results", backend="cpu", seed=seed)
+
+    converted(folder, simulated() | {"source": "resources/toy.h5ad"})
+    with pytest.raises(UserError, match="'type_9' is not in obs 'label'"):
+        look(simulated("type_9"))
+    look(simulated("type_9", n_types=9))
+    look(simulated("type_9"), seed=1)
 
 
 def test_nothing_is_there_yet(look):
