@@ -215,7 +215,7 @@ def moments(matrix, flavor: str) -> dict[str, np.ndarray]:
     from fast_array_utils import stats
 
     if flavor == "seurat":
-        matrix = np.expm1(matrix)
+        matrix = matrix.map_blocks(_expm1) if hasattr(matrix, "map_blocks") else _expm1(matrix)
     found = stats.mean_var(matrix, axis=0, correction=1)
     mean, variance = (np.asarray(to_host(computed(of)), np.float64).ravel() for of in found)
     if flavor == "seurat_v3":
@@ -228,6 +228,11 @@ def moments(matrix, flavor: str) -> dict[str, np.ndarray]:
                 "dispersions": np.log(np.where(dispersion == 0, np.nan, dispersion)),
             }
     return {"means": mean, "dispersions": dispersion}
+
+
+def _expm1(block):
+    """Undo log1p; sparse matrices of the GPU have a method alone, Dask tries it on an array."""
+    return block.expm1() if hasattr(block, "expm1") else np.expm1(block)
 
 
 def largest_share(batches: np.ndarray | None) -> float:

@@ -174,17 +174,22 @@ def test_genes_that_cannot_be_ranked_are_refused(tmp_path, prepare, run_hvg, X, 
         (np.arange(60) + 1, "seurat_v3", {"span": 0.01}, {"means", "variances"}),
     ],
 )
-@pytest.mark.parametrize("n_top", [0, 5000])
+@pytest.mark.parametrize(("n_top", "execution"), [(0, "memory"), (5000, "blocks")])
 def test_genes_that_are_all_taken_need_no_ranks(
-    tmp_path, prepare, run_hvg, X, flavor, own, kept, n_top
+    tmp_path, prepare, run_hvg, X, flavor, own, kept, n_top, execution
 ):
     X = X if X.ndim == 2 else np.random.default_rng(0).poisson(X / 9, (50, len(X)))
     X = sp.csr_matrix(np.tile(X, (4, 1)), dtype=np.float32)
     data = prepare(tmp_path, AnnData(X), min_cells=1, min_genes=None)
-    found = run_hvg(data, flavor, n_top_genes=n_top or X.shape[1], **own)
+    wanted = {"n_top_genes": n_top or X.shape[1], "execution": execution}
+    found = run_hvg(data, flavor, **wanted, **own)
     assert found["var/highly_variable"].all()
     columns = {name.removeprefix("var/") for name in found if name.startswith("var/")}
     assert kept <= columns
+    if flavor == "seurat_v3":
+        counts = data.kept.X.toarray()
+        np.testing.assert_allclose(found["var/means"], counts.mean(axis=0), rtol=1e-6)
+        np.testing.assert_allclose(found["var/variances"], counts.var(axis=0, ddof=1), rtol=1e-5)
 
 
 @pytest.mark.parametrize("flavor", ["cell_ranger", "seurat", "seurat_v3"])
