@@ -8,6 +8,9 @@ from snakemake.utils import min_version
 min_version("9.19")
 
 
+include: "rules/config_files.smk"
+
+
 configfile: f"{workflow.basedir}/config/config.yaml"
 
 

@@ -3,14 +3,9 @@
 import gc
 import os
 import re
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-
-SCRIPTS = f"{workflow.basedir}/scripts"
-if SCRIPTS not in sys.path:
-    sys.path.append(SCRIPTS)
 
 from snakemake.common.tbdstring import TBDString
 from snakemake.exceptions import WorkflowError
@@ -20,10 +15,13 @@ from snakemake.settings.types import DeploymentMethod
 from scrna import config as checks
 from scrna import execution, feedback, machine, parameters, records, scheduling, stale
 from scrna.code import code_digest, page_digest
+from scrna.config_files import overruled
 from scrna.decisions import decided
 from scrna.errors import UserError
+from scrna.folders import check_writable
 from scrna.lock import directory_lock
 from scrna.log import share_terminal
+from scrna.named_in_data import check_converted, named_in_data
 from scrna.names import is_clustering
 from scrna.sizes import memory_mb
 from scrna.watch import announce
@@ -57,6 +55,8 @@ def pick_dataset():
 try:
     stale.check_hooks(workflow)
     is_main = workflow.is_main_process
+    if is_main:
+        check_writable()
     picked_line = None
     if config.get("run") == "auto":
         config["run"], picked_line = decided("run", pick_dataset, is_main=is_main)
@@ -71,7 +71,11 @@ try:
     DATASETS = {name: config["datasets"][name] for name in config["run"]}
     SOURCES = checks.sources(DATASETS)
     checks.check_columns(DATASETS, SOURCES, "results")
+    if is_main:
+        seen_by = {"backend": BACKEND, "seed": config["seed"]}
+        check_converted(DATASETS, SOURCES, "results", **seen_by)
     lines = [line for line in (picked_line, backend_line) if line]
+    lines += overruled(CONFIG_FILES, DATASETS, checks.SECTIONS)
     if workflow.is_main_process and not is_elsewhere(SCHEDULER):
         lines += execution.before_run(config, BACKEND, "results")
 except UserError as error:
@@ -123,16 +127,22 @@ def settings(step):
 
 def reading(wildcards):
     """How a dataset's source is read: the parameters of its conversion."""
-    keys = ["kind", "matrix", "gene_symbols", "keep_obs", "sha256"]
-    return {key: DATASETS[wildcards.dataset][key] for key in keys}
+    return {key: DATASETS[wildcards.dataset][key] for key in checks.READING}
 
 
 def required_columns(wildcards, input):
-    """The obs columns that later steps need. Asking for `input` keeps Snakemake from tracking it:
-    another batch_key is no reason to convert again (check_columns looks at what is there).
+    """What later steps need of the data. Asking for `input` keeps Snakemake from tracking it:
+    another batch_key is no reason to convert again (check_converted looks at what is there).
     """
     name = wildcards.dataset
-    return {"dataset": name, "required_obs": checks.required_obs(DATASETS[name], name)}
+    columns = checks.required_obs(DATASETS[name], name)
+    return {"dataset": name, "required_obs": columns} | needed(wildcards, input)
+
+
+def needed(wildcards, input):
+    """The cells, genes, labels and batches that a dataset's settings name; likewise not tracked."""
+    name = wildcards.dataset
+    return {"named": named_in_data(DATASETS[name], name, config["seed"])}
 
 
 def in_memory_or_blocks(wildcards, input):

@@ -50,6 +50,7 @@ rule filter:
     params:
         settings=settings("filter"),
         code=code("filter"),
+        untracked=needed,
     message:
         "{wildcards.dataset}: which cells and genes stay"
     script:

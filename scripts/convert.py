@@ -12,12 +12,12 @@ Settings
     ``matrix``         where the counts are: ``X``, ``raw.X``, ``layers/NAME``; ``auto`` takes
                        the first of these that holds non-negative integers alone
     ``gene_symbols``   the var column with gene symbols, or ``index``; ``auto`` takes the first
-                       of feature_name, gene_symbols, gene_name, gene_names, gene_short_name,
-                       else the index
+                       known one (`scrna.annotations.SYMBOL_COLUMNS`), else the index
     ``keep_obs``       cells to keep by obs values: ``{column: [values]}``
     ``sha256``         digest that the source file must have
     ``required_obs``   obs columns that the config names, with the keys that name them: missing
                        ones are told here and not hours later
+    ``named``          cells, genes, labels and batches that the config names: likewise
     =================  =========================================================================
 
 Input
@@ -35,6 +35,7 @@ Output
 """
 
 import hashlib
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,10 @@ from scrna.annotations import (
     kept_cells,
     name_genes,
 )
-from scrna.cells import write_cells
+from scrna.cells import CellTable, Text, write_cells
 from scrna.counts import in_order
 from scrna.damage import write_json
+from scrna.data_checks import check_cells, check_genes
 from scrna.errors import UserError
 from scrna.fetch import file_sha256
 from scrna.log import log
@@ -90,6 +92,7 @@ def convert(
     keep_obs: dict[str, list[Any]] | None = None,
     sha256: str | None = None,
     required_obs: dict[str, str] | None = None,
+    named: dict[str, Any] | None = None,
 ) -> None:
     """Write a source's raw counts as a zarr store, and a summary of it.
 
@@ -101,7 +104,7 @@ def convert(
         The outputs, ``counts.zarr`` and ``counts.json``.
     dataset
         Its name, for messages.
-    kind, matrix, gene_symbols, keep_obs, sha256, required_obs
+    kind, matrix, gene_symbols, keep_obs, sha256, required_obs, named
         As this module's docstring says.
 
     Raises
@@ -123,12 +126,18 @@ def convert(
             log.info("keep_obs: %s of %s cells stay", f"{cells.sum():,}", f"{n_obs_source:,}")
         with new_store(counts) as root:
             written = write_cells(root, obs, cells)
+            if named:
+                names = written.names.pieces
+                check_cells(named, _columns_of(obs, cells), names, is_filtered=False)
+                _check_genes(opened, matrix, gene_symbols, named)
             notes = [*opened.notes, *obs.notes, *written.notes]
             used, info = _write_counts(opened, root, matrix, cells, dataset)
             var, more = fit_for_disk(opened.var(used), "var")
             notes += more
             var, symbols, more = name_genes(var, gene_symbols, dataset=dataset)
             notes += more + _doubts(info, used)
+            if named:
+                check_genes(named, var.index, lambda: var["gene_ids"].astype(str))
             write_table(root, "var", var)
             write_slots(root)
     facts = {
@@ -155,6 +164,32 @@ def convert(
     }
     _tell(facts)
     write_json(summary, facts)
+
+
+def _columns_of(obs: CellTable, cells: np.ndarray) -> Callable[[str], pd.Series]:
+    """Make a function that reads a column of obs of some cells."""
+
+    def column(name: str) -> pd.Series:
+        values = obs.read(name, cells)
+        return pd.Series(np.concatenate([*values.pieces()])) if isinstance(values, Text) else values
+
+    return column
+
+
+def _check_genes(source: Source, matrix: str, gene_symbols: str, named: dict[str, Any]) -> None:
+    """Refuse genes that no matrix has which may hold the counts, before these are read."""
+    problems = []
+    for candidate in source.matrices() if matrix == "auto" else [matrix]:
+        try:
+            var, _ = fit_for_disk(source.var(candidate), "var")
+            var, _, _ = name_genes(var, gene_symbols, dataset=named["dataset"])
+            return check_genes(named, var.index, lambda var=var: var["gene_ids"].astype(str))
+        except (UserError, NotMatrix, KeyError) as problem:
+            problems.append(problem)
+    for problem in problems:
+        if isinstance(problem, UserError):
+            raise problem
+    return None
 
 
 def _write_counts(

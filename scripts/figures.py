@@ -13,6 +13,7 @@ Settings: ``dpi`` and ``formats`` of section ``figures``, ``batch_key``, ``label
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,8 @@ from scrna.step import provenance, run, step
 if TYPE_CHECKING:
     import pandas as pd
 
+#: Characters of a column's name that stand in the name of a file.
+LONGEST_NAME = 60
 #: Column of qc → its name and unit in a picture.
 SHOWN = {"total_counts": "log10(1 + counts)", "pct_counts_mt": "mitochondrial counts (%)"}
 
@@ -102,7 +105,7 @@ def pictures(
 
     Yields
     ------
-    The name of a picture and its `matplotlib.figure.Figure`.
+    The name of a picture and a function that draws it, a `matplotlib.figure.Figure`.
     """
     from scrna import figures as draw
     from scrna.drawing import as_groups
@@ -113,13 +116,12 @@ def pictures(
     if annotations and "cell_type" in groups:  # as in the final object
         groups["cell_type_source"] = groups.pop("cell_type")
     genes = {name[4:]: slots.read(hvg, name) for name in slots.names(hvg) if name[:4] == "var/"}
-    yield "hvg", draw.hvg_dispersion(genes, slots.read(hvg, "uns/hvg")["flavor"])
+    flavor = slots.read(hvg, "uns/hvg")["flavor"]
+    yield "hvg", partial(draw.hvg_dispersion, genes, flavor)
 
     files = {(file.parent.name, file.stem): file for file in steps}
-    yield (
-        "pca_variance",
-        draw.pca_variance(slots.read(files["pca", "pca"], "uns/pca/variance_ratio"), cells.sum()),
-    )
+    shares = slots.read(files["pca", "pca"], "uns/pca/variance_ratio")
+    yield "pca_variance", partial(draw.pca_variance, shares, cells.sum())
     groups = {name: of[cells].remove_unused_categories() for name, of in groups.items()}
     clusters = {
         rep: slots.read(file, "obs/leiden")
@@ -135,10 +137,11 @@ def pictures(
     shown = annotated(files, annotations) | groups
     for name, points in embeddings.items():
         if points.of:
-            yield name.lower().replace("-", ""), draw.embedding(points, clusters, shown, values)
+            drawn = partial(draw.embedding, points, clusters, shown, values)
+            yield name.lower().replace("-", ""), drawn
     for name, of in groups.items():
-        safe = re.sub(r"[^\w.-]+", "_", name)
-        yield f"clusters_by_{safe}", draw.cluster_table(clusters, of, name)
+        safe = re.sub(r"[^\w.-]+", "_", name)[:LONGEST_NAME]
+        yield f"clusters_by_{safe}", partial(draw.cluster_table, clusters, of, name)
     if links := {
         rep: np.asarray(slots.read(file, "uns/paga")["connectivities"].todense())
         for (rep, name), file in files.items()
@@ -150,8 +153,8 @@ def pictures(
             if "obs/dpt_pseudotime" in slots.names(files[rep, "trajectory"])
         }
         diffmaps = {rep: diffusion_map(files[rep, "trajectory"]) for rep in times}
-        drawn = draw.trajectory(embeddings["UMAP"], clusters, links, times, diffmaps)
-        yield "trajectory", drawn
+        shown = embeddings["UMAP"], clusters, links, times, diffmaps
+        yield "trajectory", partial(draw.trajectory, *shown)
 
 
 def coordinates(files: dict[tuple[str, str], Path], name: str) -> dict[str, np.ndarray]:

@@ -9,12 +9,15 @@ Settings: section ``filter``. Inputs: ``counts.zarr``, qc. Outputs: a step file,
 """
 
 import csv
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from scrna import slots
 from scrna.counts import Counts
+from scrna.data_checks import check_cells, check_kept_genes
 from scrna.errors import UserError
 from scrna.files import replacing
 from scrna.log import log
@@ -45,6 +48,7 @@ def filter_cells(
     missing_mt: str,
     fewest_cells: int,
     threads: int = 1,
+    named: dict[str, Any] | None = None,
     **bounds: float | None,
 ) -> None:
     """Choose the cells and genes that stay.
@@ -65,13 +69,17 @@ def filter_cells(
         Fewer cells left are refused.
     threads
         CPU threads that read.
+    named
+        Cells, genes, labels and batches that the config names: what the filter leaves of them is
+        checked here and not hours later.
     **bounds
         The bounds of `BOUNDS`, inclusive; None is no bound.
 
     Raises
     ------
     UserError
-        If too few cells or no genes are left, or max_pct_mt cannot be applied.
+        If too few cells or no genes are left, or max_pct_mt cannot be applied, or if what the
+        config names was removed.
     """
     if bounds["max_pct_mt"] is not None and not slots.read(qc, "var/mt").any():
         bounds["max_pct_mt"] = _without_mt(bounds["max_pct_mt"], missing_mt)
@@ -81,11 +89,16 @@ def filter_cells(
     rows = tally(broken, bounds)
     if (n_kept := int(keep.sum())) < fewest_cells:
         raise UserError(_too_few(n_kept, len(keep), fewest_cells, rows))
-    n_cells = cells_per_gene(Counts(counts), slots.read(qc, "var/n_cells_by_counts"), keep, threads)
+    store = Counts(counts)
+    if named:
+        _check_kept_cells(store, keep, named)
+    n_cells = cells_per_gene(store, slots.read(qc, "var/n_cells_by_counts"), keep, threads)
     keep_genes = n_cells >= (min_cells or 0)
     if not keep_genes.any():
         msg = f"no gene is in {min_cells} of the {n_kept:,} cells that stay: lower filter.min_cells"
         raise UserError(msg)
+    if named:
+        check_kept_genes(named, store.genes(), store.gene_ids, n_cells, keep_genes)
     _write_table(table, rows, keep, keep_genes, min_cells)
     slots.write(
         out,
@@ -186,6 +199,18 @@ def cells_per_gene(
         gone = np.repeat(~keep[block.start : block.stop], lengths)
         removed += np.bincount(block.indices[gone], minlength=len(n_cells))
     return n_cells - removed
+
+
+def _check_kept_cells(store: Counts, keep: np.ndarray, named: dict[str, Any]) -> None:
+    """Refuse settings that the cells which stay do not allow."""
+
+    def column(name: str):
+        return store.obs([name])[name][keep]
+
+    def names() -> Iterator[np.ndarray]:
+        yield store.cell_names()[keep]
+
+    check_cells(named, column, names, is_filtered=True)
 
 
 def _without_mt(bound: float, missing_mt: str) -> None:

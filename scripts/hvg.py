@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from scrna import blocks, slots
-from scrna.backend import load, pearson_residual_genes
+from scrna.backend import computed, load, pearson_residual_genes, to_host
 from scrna.counts import Counts, kept
 from scrna.errors import UserError
 from scrna.log import log
@@ -157,25 +157,82 @@ def rank_genes(
             adata, n_top_genes=n_top_genes, batch_key=batch_key, backend=backend, **settings
         )
     else:
-        unable = (
-            f"flavor {flavor} cannot rank these {len(genes):,} genes: they are too few, or too "
-            "many have the same few counts. Raise filter.min_cells, set hvg.batch_key to null or "
-            "take another flavor (pearson_residuals ranks any)"
-        )
-        # loess without a point ends the process
-        if flavor == "seurat_v3" and settings["span"] * len(genes) < 1:
-            raise UserError(unable)
+        _rank_by_library(adata, flavor, n_top_genes, batch_key, settings, backend)
+    if n_top_genes == len(genes):
+        adata.var["highly_variable"] = True
+    return adata.var
+
+
+def _rank_by_library(
+    adata,
+    flavor: str,
+    n_top_genes: int,
+    batch_key: str | None,
+    settings: dict[str, float],
+    backend: str,
+) -> None:
+    """Rank genes into var; genes that are all taken need no ranks, where there cannot be any."""
+    n_genes = adata.n_vars
+    problem: Exception | None = None
+    # loess without a point ends the process
+    can_fit = flavor != "seurat_v3" or settings["span"] * n_genes >= 1
+    if can_fit:
         try:
             load(backend).pp.highly_variable_genes(
                 adata, flavor=flavor, n_top_genes=n_top_genes, batch_key=batch_key, **settings
             )
         except (ValueError, IndexError) as error:
-            raise UserError(unable) from error
-        if not adata.var["highly_variable"].any():
-            raise UserError(unable)
-    if n_top_genes == len(genes):
-        adata.var["highly_variable"] = True
-    return adata.var
+            problem = error
+        else:
+            if n_top_genes == n_genes or adata.var["highly_variable"].any():
+                return
+    if n_top_genes < n_genes:
+        msg = (
+            f"flavor {flavor} cannot rank these {n_genes:,} genes: they are too few, or too "
+            "many have the same few counts. Raise filter.min_cells, set hvg.batch_key to null or "
+            "take another flavor (pearson_residuals ranks any)"
+        )
+        raise UserError(msg) from problem
+    for name, values in moments(adata.X, flavor).items():
+        adata.var[name] = values
+    log.info("flavor %s has no ranks for these %s genes; none are needed", flavor, f"{n_genes:,}")
+
+
+def moments(matrix, flavor: str) -> dict[str, np.ndarray]:
+    """Compute the statistics of single genes that a flavor starts with.
+
+    Parameters
+    ----------
+    matrix
+        Cells × genes, CSR or in blocks: counts or log-normalised values, as the flavor needs.
+    flavor
+        ``cell_ranger``, ``seurat`` or ``seurat_v3``.
+
+    Returns
+    -------
+    means, and dispersions (variances for seurat_v3), as scanpy has them; float64 (genes).
+    """
+    from fast_array_utils import stats
+
+    if flavor == "seurat":
+        matrix = matrix.map_blocks(_expm1) if hasattr(matrix, "map_blocks") else _expm1(matrix)
+    found = stats.mean_var(matrix, axis=0, correction=1)
+    mean, variance = (np.asarray(to_host(computed(of)), np.float64).ravel() for of in found)
+    if flavor == "seurat_v3":
+        return {"means": mean, "variances": variance}
+    with np.errstate(divide="ignore"):
+        dispersion = variance / np.where(mean == 0, 1e-12, mean)
+        if flavor == "seurat":
+            return {
+                "means": np.log1p(mean),
+                "dispersions": np.log(np.where(dispersion == 0, np.nan, dispersion)),
+            }
+    return {"means": mean, "dispersions": dispersion}
+
+
+def _expm1(block):
+    """Undo log1p; sparse matrices of the GPU have a method alone, Dask tries it on an array."""
+    return block.expm1() if hasattr(block, "expm1") else np.expm1(block)
 
 
 def largest_share(batches: np.ndarray | None) -> float:

@@ -15,19 +15,22 @@ For datasets with a ``batch_key``. ``integration.csv`` has a row for ``pca`` and
 | silhouette_label | silhouette of the labels | high |
 | ari, nmi | agreement of the Leiden clusters with the labels | 1 |
 
-Those of labels need the dataset's ``label_key`` and leave cells without a label out. All but ari
+Those of labels need the dataset's ``label_key`` and leave cells without a label out, which
+``label_missing`` tells. All but ari
 and nmi are computed on a sample of ``n_cells`` cells, drawn plainly with the config's seed, whose
 neighbors are sought within the sample; by Euclidean distance, on the components that the neighbor
 graph uses. Of several batch columns the first is scored; a missing batch is a batch. How scores
 become words: `scrna.integration`.
 
-Settings: section ``integration``, the dataset's ``batch_key`` and ``label_key``, ``n_pcs`` of
+Settings: section ``integration``, the dataset's ``batch_key``, ``label_key`` and
+``label_missing``, ``n_pcs`` of
 ``neighbors``. Inputs: ``counts.zarr``, filter, pca, harmony, leiden of both. Outputs: a step file
 (uns integration: batch_key, n_cells, scores of pca and harmony, mixing, biology, overall and
 verdict), ``integration.csv``.
 """
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +40,7 @@ from scrna.counts import Counts, kept
 from scrna.errors import UserError
 from scrna.files import replacing
 from scrna.integration import agreement, judge, score
+from scrna.labels import numbered_labels
 from scrna.log import log
 from scrna.step import run, step
 
@@ -56,6 +60,7 @@ def integration(
     n_cells: int,
     n_pcs: int,
     seed: int,
+    label_missing: Sequence[str] = (),
 ) -> None:
     """Score both representations and say what became of batches and biology.
 
@@ -71,6 +76,8 @@ def integration(
         CSV of the scores, NaN where there is none.
     batch_key, label_key
         obs columns: batches, of which the first is scored, and known cell types or None.
+    label_missing
+        Values of `label_key` that mean none.
     n_cells
         Most cells that are sampled.
     n_pcs
@@ -87,7 +94,7 @@ def integration(
     obs = Counts(counts).obs(list(dict.fromkeys(filter(None, [batch_key[0], label_key]))))
     obs = obs.loc[cells]
     batches = numbered(obs[batch_key[0]])
-    labels = numbered(obs[label_key]) if label_key else None
+    labels = numbered_labels(obs[label_key], label_missing) if label_key else None
     if labels is not None and not (labels >= 0).any():
         log.warning("no kept cell has a %s: nothing is scored by it", label_key)
     chosen = sample(len(obs), n_cells, seed)

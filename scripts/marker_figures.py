@@ -11,6 +11,7 @@ Output: a folder.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,7 +110,7 @@ def pictures(
 
     Yields
     ------
-    The name of a picture and its `matplotlib.figure.Figure`.
+    The name of a picture and a function that draws it, a `matplotlib.figure.Figure`.
     """
     from scrna import expression_figures as draw
 
@@ -141,15 +142,15 @@ def pictures(
         chosen = of(columns, brackets)
         which = f"first {n_each} markers" if n_each > 1 else "first marker"
         title = f"{rep}: {which} of each group ({groupby}), {n_obs}"
-        yield "markers_dotplot", draw.dotplot(chosen, title)
-        yield "markers_heatmap", draw.heatmap(chosen, title)
+        yield "markers_dotplot", partial(draw.dotplot, chosen, title)
+        yield "markers_heatmap", partial(draw.heatmap, chosen, title)
     if shown:
         title = f"{rep}: genes by {groupby}, {n_obs}"
-        yield "genes_dotplot", draw.dotplot(of(list(shown)), title)
+        yield "genes_dotplot", partial(draw.dotplot, of(list(shown)), title)
         xy = slots.read(umap, "obsm/X_umap")[:, :2]
         of_gene = dict(zip(symbols, values.T, strict=False))
         title = f"{rep}: genes on the UMAP of {len(xy):,} cells"
-        yield "genes_umap", draw.genes_embedding("UMAP", xy, of_gene, title)
+        yield "genes_umap", partial(draw.genes_embedding, "UMAP", xy, of_gene, title)
 
 
 def group_names(groups: "pd.Categorical", groupby: str, names: dict[str, str]) -> dict[str, str]:

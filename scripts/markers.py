@@ -24,10 +24,9 @@ from scrna import blocks, slots
 from scrna.backend import load
 from scrna.counts import Counts, kept
 from scrna.csv_table import as_csv
-from scrna.errors import UserError
 from scrna.execution import usable_memory
 from scrna.files import replacing
-from scrna.groups import groups_of
+from scrna.groups import check_groups, groups_of
 from scrna.log import log
 from scrna.numbered import nameless
 from scrna.step import run, step
@@ -157,23 +156,11 @@ def groups_to_test(labels, groupby: str, min_cells: int, method: str) -> list[st
         If there is none, or only one for logistic regression.
     """
     sizes = labels.value_counts()
-    large = [group for group in labels.categories if sizes[group] >= min_cells]
     small = {group: int(n) for group, n in sizes.items() if n < min_cells}
     if small:
         said = ", ".join(f"{group} ({n} cells)" for group, n in small.items())
         log.warning("left out, under markers.min_cells (%d): %s", min_cells, said)
-    if not large:
-        msg = (
-            f"no group of {groupby!r} has markers.min_cells ({min_cells}) cells; the largest has "
-            f"{max(sizes, default=0)}. Lower it, or group by something coarser"
-        )
-        raise UserError(msg)
-    if method == "logreg" and len(large) == 1 < len(sizes):
-        msg = (
-            f"markers.method logreg tells groups from each other, but only one of {groupby!r} has "
-            f"markers.min_cells ({min_cells}) cells. Lower it, or take wilcoxon"
-        )
-        raise UserError(msg)
+    large = check_groups(sizes[labels.categories], groupby, min_cells, method)
     if method == "logreg" and len(large) == 2:
         log.warning(
             "logreg has one list for two groups: genes of %s are first, genes of %s last",

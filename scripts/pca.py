@@ -20,6 +20,7 @@ import numpy as np
 from scrna import blocks, slots
 from scrna.backend import arrays, computed, load, to_host
 from scrna.counts import Counts, kept
+from scrna.covariates import as_numbers
 from scrna.errors import UserError
 from scrna.log import log
 from scrna.numbered import nameless
@@ -180,13 +181,7 @@ def _covariate(counts: Path, qc: Path, filtered: Path, name: str) -> np.ndarray:
             )
             raise UserError(msg)
         values = table[name].to_numpy()[cells]
-    if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
-        msg = (
-            f"pca.regress_out names {name!r}, which is not a column of finite numbers in every "
-            f"kept cell (found {values.dtype}, e.g. {values[:3].tolist()})"
-        )
-        raise UserError(msg)
-    return values.astype(np.float64)
+    return as_numbers(values, name)
 
 
 if __name__ == "__main__":

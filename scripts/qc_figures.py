@@ -10,6 +10,7 @@ Settings: ``dpi`` and ``formats`` of section ``figures``, and ``batch_key``. Inp
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from scrna import slots
@@ -63,7 +64,7 @@ def pictures(
 
     Yields
     ------
-    The name of a picture and its `matplotlib.figure.Figure`.
+    The name of a picture and a function that draws it, a `matplotlib.figure.Figure`.
     """
     import pandas as pd
 
@@ -78,9 +79,9 @@ def pictures(
     batch = None
     if batch_key:
         batch = as_groups(Counts(counts).obs(batch_key[:1])[batch_key[0]])
-    yield "qc_violins", draw.qc_violins(quality, batch, removed)
-    yield "qc_scatter", draw.qc_scatter(quality, cells, removed)
-    yield "filter", draw.filter_bars(removed)
+    yield "qc_violins", partial(draw.qc_violins, quality, batch, removed)
+    yield "qc_scatter", partial(draw.qc_scatter, quality, cells, removed)
+    yield "filter", partial(draw.filter_bars, removed)
 
 
 if __name__ == "__main__":

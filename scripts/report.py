@@ -6,12 +6,13 @@ parameters, a table of markers to search and sort, and how it was made: time and
 config, versions, provenance. It is made from step files, tables and figures; of the matrix the
 genes that the map offers are read.
 
-Settings: section ``report``, ``genes`` of ``figures``, ``batch_key``, ``label_key`` and
-``annotations``. Inputs: ``counts.zarr``, step files, ``filter.csv``, ``markers.csv`` and the
-folders of figures. Benchmarks and the config are shown as they are at the time; they are no reason
-to run again. Output: ``report.html``.
+Settings: section ``report``, ``genes`` of ``figures``, ``batch_key``, ``label_key``,
+``label_missing`` and ``annotations``. Inputs: ``counts.zarr``, step files, ``filter.csv``,
+``markers.csv`` and the folders of figures. Benchmarks and the config are shown as they are at the
+time; they are no reason to run again. Output: ``report.html``.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def report(
     label_key: str | None,
     annotations: dict[str, dict[str, str]],
     seed: int,
+    label_missing: Sequence[str] = (),
     dataset: str,
     config: dict[str, Any],
     benchmarks: str,
@@ -67,6 +69,8 @@ def report(
         Genes that the map offers beside the first markers.
     batch_key, label_key
         Columns of obs that the map colours by.
+    label_missing
+        Values of `label_key` that mean none.
     annotations
         Clustering → cluster → name.
     seed
@@ -103,6 +107,7 @@ def report(
         cell_map=cell_map.html,
         n_markers=n_markers,
         annotations=annotations,
+        unlabelled=results.unlabelled(label_key, label_missing) if label_key else None,
     )
     with replacing(out) as temporary:
         temporary.write_text(text, encoding="utf-8")

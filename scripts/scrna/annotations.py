@@ -14,8 +14,13 @@ from scrna.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from scrna.cells import CellTable
 
-#: var columns in which gene symbols are looked for, in this order.
-SYMBOL_COLUMNS = ("feature_name", "gene_symbols", "gene_name", "gene_names", "gene_short_name")
+#: var columns in which gene symbols are looked for, in this order: those that CELLxGENE, scanpy's
+#: readers (10x, STARsolo), alevin-fry and nf-core/scrnaseq (gene_symbol), kb-python and CellBender
+#: (gene_name), Monocle and BioMart's users write.
+SYMBOL_COLUMNS = (
+    "feature_name gene_symbols gene_symbol gene_name gene_names symbol symbols gene_short_name "
+    "hgnc_symbol mgi_symbol external_gene_name"
+).split()
 MAX_DISTINCT = 10_000  # more values than that make no groups worth counting
 _ENSEMBL_ID = re.compile(r"ENS[A-Z]*G\d{6,}")
 

@@ -199,6 +199,8 @@ class Written(NamedTuple):
     """As `scrna.annotations.describe_columns` tells."""
     digest: str
     notes: list[str]
+    names: Text
+    """The names of the cells, unique."""
 
 
 def write_cells(root: zarr.Group, table: CellTable, cells: np.ndarray) -> Written:
@@ -233,7 +235,7 @@ def write_cells(root: zarr.Group, table: CellTable, cells: np.ndarray) -> Writte
     names, notes = unique_names(table.names.where(cells))
     add_column(sha, "_index", names.hashes())
     _write_text(group, "_index", names)
-    return Written(described, sha.hexdigest(), notes)
+    return Written(described, sha.hexdigest(), notes, names)
 
 
 def unique_names(names: Text) -> tuple[Text, list[str]]:

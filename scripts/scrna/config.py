@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[1]))
 
+from scrna.clustering_checks import clustering_problems
 from scrna.damage import read_summary
 from scrna.errors import UserError
 from scrna.execution import blocks_problems
@@ -39,10 +40,19 @@ SOLVERS = {
 }
 #: The files of a 10x folder, as they begin.
 MTX_FILES = ["matrix.mtx", "barcodes.tsv", "features.tsv", "genes.tsv"]
+#: A file of a folder that is not 10x's → whose it is, and what to take instead.
+OTHER_TOOLS = {
+    "cells_x_genes.mtx": "kb-python: take its adata.h5ad (kb count --h5ad)",
+    "quants_mat.mtx": "alevin-fry: take its h5ad (simpleaf quant --anndata-out)",
+    "count_matrix.mtx": "Parse: take its anndata.h5ad, beside it",
+    "DGE.mtx": "Parse: take its anndata.h5ad, beside it",
+}
+#: Keys of a dataset that say how its source is read.
+READING = ["kind", "matrix", "gene_symbols", "keep_obs", "sha256"]
 #: Columns that qc adds to obs, which regress_out may name.
 QC_COLUMNS = re.compile(
     r"(log1p_)?(total_counts(_mt|_ribo|_hb)?|n_genes_by_counts)"
-    r"|pct_counts_(mt|ribo|hb|in_top_\d+_genes)"
+    r"|pct_counts_(mt|ribo|hb)"
 )
 
 
@@ -167,13 +177,21 @@ def required_obs(dataset: Mapping[str, Any], name: str) -> dict[str, str]:
         wanted[dataset["label_key"]] = f"{where}.label_key"
     if dataset["hvg"]["batch_key"] not in (None, "auto"):
         wanted[dataset["hvg"]["batch_key"]] = "hvg.batch_key"
-    for key in dataset["pca"]["regress_out"]:
-        if not QC_COLUMNS.fullmatch(key):
-            wanted[key] = "pca.regress_out"
+    wanted |= dict.fromkeys(covariates(dataset), "pca.regress_out")
     groupby = dataset["markers"]["groupby"]
     if dataset["markers"]["enabled"] and not is_clustering(groupby):
         wanted[groupby] = "markers.groupby"
     return wanted
+
+
+def covariates(dataset: Mapping[str, Any]) -> list[str]:
+    """List the columns of pca.regress_out that are the source's, not those that qc adds."""
+    top = {f"pct_counts_in_top_{n}_genes" for n in dataset["qc"]["percent_top"]}
+    return [
+        key
+        for key in dataset["pca"]["regress_out"]
+        if not QC_COLUMNS.fullmatch(key) and key not in top
+    ]
 
 
 def batch_keys(dataset: Mapping[str, Any]) -> list[str]:
@@ -223,7 +241,10 @@ def _source(name: str, dataset: Mapping[str, Any]) -> Source:
         return Source(None, [f"resources/{name}.h5ad"])
     key, given = f"datasets.{name}.source", dataset["source"]
     path = os.path.expanduser(os.path.expandvars(given))
-    if missing := re.search(r"\$\{?(\w+)", path):
+    if path != given and os.path.exists(given):
+        path = given  # a name that has a $ or ~ itself
+    missing = re.search(r"\$\{?(\w+)", path)
+    if missing and not os.path.exists(path):
         msg = (
             f"{key} is {given!r}, but the environment variable {missing[1]} is not set; "
             "set it, or write the path out"
@@ -235,13 +256,19 @@ def _source(name: str, dataset: Mapping[str, Any]) -> Source:
             msg = f"{key} is {given!r}; a URL has to end in .h5ad or .h5 (10x)"
             raise UserError(msg)
         return Source(path, [f"resources/{name}{suffix}"])
+    if wildcard := re.search(r"\{[^{}]*\}", path):
+        msg = (
+            f"{key} is {given!r}, but Snakemake takes {wildcard[0]} in a path for a wildcard; "
+            "rename the file or folder, or name a symbolic link to it"
+        )
+        raise UserError(msg)
     if Path(path).is_dir():
         files = [str(file) for stem in MTX_FILES for file in sorted(Path(path).glob(f"{stem}*"))]
         if len(files) != 3:
             msg = (
                 f"{key} is {given!r}, a folder without the three files of 10x (matrix.mtx, "
                 "barcodes.tsv, features.tsv or genes.tsv, each maybe .gz); "
-                f"found {', '.join(files) or 'none'}"
+                f"found {', '.join(files) or 'none'}{_of_tool(Path(path))}"
             )
             raise UserError(msg)
         return Source(None, files)
@@ -251,6 +278,14 @@ def _source(name: str, dataset: Mapping[str, Any]) -> Source:
             msg += f" in {os.getcwd()}"
         raise UserError(msg)
     return Source(None, [path])
+
+
+def _of_tool(folder: Path) -> str:
+    """Say what to do with a folder that another tool than Cell Ranger or STARsolo has written."""
+    for file, advice in OTHER_TOOLS.items():
+        if (folder / file).exists():
+            return f". {file} is of {advice}"
+    return ""
 
 
 def check_columns(
@@ -280,7 +315,7 @@ def check_columns(
         if not summary.exists():
             continue
         facts = read_summary(summary)
-        if not _is_current(facts, summary, found[name].files):
+        if not is_current(facts, summary, found[name].files, dataset):
             continue
         columns = list(facts["obs_columns"])
         for column, key in required_obs(dataset, name).items():
@@ -292,9 +327,14 @@ def check_columns(
                 raise UserError(msg)
 
 
-def _is_current(facts: Mapping[str, Any], summary: Path, files: list[str]) -> bool:
-    """Tell whether counts were converted from these files as they are now."""
+def is_current(
+    facts: Mapping[str, Any], summary: Path, files: list[str], dataset: Mapping[str, Any]
+) -> bool:
+    """Return whether counts were converted from these files as they are now, and in this way."""
     if {Path(entry["path"]) for entry in facts["source"]} != set(map(Path, files)):
+        return False
+    made = facts.get("provenance", {}).get("parameters", {})
+    if any(key in made and made[key] != dataset[key] for key in READING):
         return False
     there = [Path(file) for file in files if Path(file).exists()]
     return all(file.stat().st_mtime <= summary.stat().st_mtime for file in there)
@@ -328,7 +368,9 @@ def _problems(dataset: Mapping[str, Any], backend: str) -> Iterator[str]:
         yield from _harmony_problems(dataset["harmony"], len(batch_keys(dataset)), backend)
     yield from _pattern_problems(dataset["qc"])
     yield from _solver_problems(dataset["pca"], backend)
-    yield from _clustering_problems(dataset)
+    yield from clustering_problems(
+        dataset, annotations(dataset), is_integrated=bool(batch_keys(dataset))
+    )
     if dataset["execution"] == "blocks":
         for step in MATRIX_STEPS:
             if dataset[step].get("enabled", True):
@@ -378,20 +420,6 @@ def _pattern_problems(qc: Mapping[str, Any]) -> Iterator[str]:
                 re.compile(qc[name])
             except re.error as error:
                 yield f"qc.{name} is {qc[name]!r}, which is no regular expression: {error}"
-
-
-def _clustering_problems(dataset: Mapping[str, Any]) -> Iterator[str]:
-    groupby = dataset["markers"]["groupby"]
-    if not is_clustering(groupby):
-        return
-    method, _, asked = groupby.partition("_")
-    if method == "louvain" and not dataset["louvain"]["enabled"]:
-        yield f"markers.groupby is {groupby}, but louvain.enabled is false"
-    resolutions = dataset[method]["resolution"]
-    names = [f"{method}_{r:g}" for r in resolutions] if isinstance(resolutions, list) else []
-    if asked and groupby not in names:
-        have = ", ".join([method, *names])
-        yield f"markers.groupby is {groupby}, but {method}.resolution gives {have}"
 
 
 def _dataset(config: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -95,6 +95,12 @@ class Counts:
         """Gene symbols, unique; object array (n_vars,)."""
         return self._index("var")
 
+    def gene_ids(self) -> list[str]:
+        """Gene ids, as var ``gene_ids`` has them; none where it is missing."""
+        if "gene_ids" not in self._group["var"]:
+            return []
+        return [str(name) for name in np.asarray(_column(self._group["var/gene_ids"]))]
+
     def cell_names(self) -> np.ndarray:
         """Cell names, unique; object array (n_obs,)."""
         return self._index("obs")

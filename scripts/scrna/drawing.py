@@ -6,7 +6,7 @@ needs no display.
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ MOST_SVG_BYTES = 2_000_000
 _LINE = 0.14  # inches
 #: Each number a field with sharp edges, in SVG too.
 HEAT_MAP = {"aspect": "auto", "interpolation": "none"}
+#: Beside the pictures: JSON, the reason of each that could not be drawn.
+NOT_DRAWN = "not_drawn.json"
+#: A picture, or what draws it.
+Drawing = Figure | Callable[[], Figure]
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -64,31 +68,33 @@ def as_groups(column):
     return pd.Categorical(text, categories=sorted(text.dropna().unique(), key=by_number))
 
 
-def save_folder(out: Path, pictures: Iterable[tuple[str, Figure]], **how) -> None:
+def save_folder(out: Path, pictures: Iterable[tuple[str, Drawing]], **how) -> None:
     """Write pictures as they are drawn into a folder that is whole or not there.
 
     Parameters
     ----------
     out
-        The folder; one that is there is replaced.
+        The folder; one that is there is replaced. Pictures that could not be drawn are listed in
+        its `NOT_DRAWN`, with the reason of each.
     pictures, **how
         As `save_all` takes them.
     """
     with replacing(out) as folder:
         folder.mkdir()
-        save_all(folder, pictures, **how)
+        if failed := save_all(folder, pictures, **how):
+            (folder / NOT_DRAWN).write_text(json.dumps(failed, ensure_ascii=False) + "\n")
         names = sorted(file.stem for file in folder.glob("*.png"))
     log.info("%d pictures in %s: %s", len(names), out, ", ".join(names))
 
 
 def save_all(
     out: Path,
-    pictures: Iterable[tuple[str, Figure]],
+    pictures: Iterable[tuple[str, Drawing]],
     *,
     dpi: int,
     formats: Sequence[str],
     made: Mapping[str, Any],
-) -> None:
+) -> dict[str, str]:
     """Write pictures into a folder, which must be there, as they are drawn.
 
     Parameters
@@ -96,7 +102,8 @@ def save_all(
     out
         The folder.
     pictures
-        Name and figure of each; they are drawn in the one look of all.
+        Name of each, and its figure or a function that draws it; they are drawn in the one look
+        of all. One that cannot be drawn is left out, with a warning.
     dpi
         Dots an inch of PNG files.
     formats
@@ -104,23 +111,43 @@ def save_all(
         up to `MOST_SVG_BYTES`.
     made
         The provenance, which the files carry.
+
+    Returns
+    -------
+    Name of each picture that could not be drawn → the reason.
     """
-    text = json.dumps(made)
+    text, failed = json.dumps(made), {}
     progress = Progress("figures", total=None, unit="pictures")
     with rc_context(STYLE), progress:
-        for name, figure in pictures:
-            # a figure that lays itself out is as large as it says, another as what it shows
-            box = None if figure.get_layout_engine() else "tight"
-            if "png" in formats:
-                path = out / f"{name}.png"
-                figure.savefig(path, dpi=dpi, bbox_inches=box, metadata={"Provenance": text})
-            if "svg" in formats and not has_cloud(figure):
-                about = {"Description": text, "Date": None}
-                path = out / f"{name}.svg"
-                figure.savefig(path, bbox_inches=box, metadata=about)
-                if path.stat().st_size > MOST_SVG_BYTES:
-                    path.unlink()
+        for name, picture in pictures:
+            try:
+                figure = picture() if callable(picture) else picture
+                _save(figure, out / name, dpi, formats, text)
+            except (OSError, MemoryError):  # of the machine, not of this picture
+                raise
+            except Exception as error:
+                failed[name] = f"{type(error).__name__}: {error}"
+                for kind in formats:
+                    (out / f"{name}.{kind}").unlink(missing_ok=True)
+                log.warning("the picture %s is left out, it cannot be drawn: %s", name, error)
+                log.info("the traceback, for whoever mends it", exc_info=error)
             progress.update(1)
+    return failed
+
+
+def _save(figure: Figure, path: Path, dpi: int, formats: Sequence[str], text: str) -> None:
+    """Write a picture's files; `path` has no suffix."""
+    # a figure that lays itself out is as large as it says, another as what it shows
+    box = None if figure.get_layout_engine() else "tight"
+    if "png" in formats:
+        file = path.with_name(f"{path.name}.png")
+        figure.savefig(file, dpi=dpi, bbox_inches=box, metadata={"Provenance": text})
+    if "svg" in formats and not has_cloud(figure):
+        about = {"Description": text, "Date": None}
+        file = path.with_name(f"{path.name}.svg")
+        figure.savefig(file, bbox_inches=box, metadata=about)
+        if file.stat().st_size > MOST_SVG_BYTES:
+            file.unlink()
 
 
 def has_cloud(figure: Figure) -> bool:

@@ -12,7 +12,8 @@ import numpy as np
 
 from scrna import slots
 from scrna.counts import Counts, in_order, kept, row_ranges
-from scrna.errors import UserError, did_you_mean
+from scrna.errors import UserError
+from scrna.genes import find_genes
 from scrna.progress import Progress
 from scrna.store import CHUNK
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 #: Non-zeros of a block: less than 100 MB a thread, whatever the size of the matrix.
 _BLOCK_NNZ = 2**22
 _THREADS = 2
-#: Genes that a message names.
-_NAMED = 3
 
 
 class Part(NamedTuple):
@@ -213,24 +212,15 @@ def places_of(
         If a gene is not there, with those of like names, or if the filter took it.
     """
     store = Counts(counts)
-    known = {name: place for place, name in enumerate(store.genes())}
     stays = kept(filtered)[1]
-    found, ids = [], None
-    for gene in genes:
-        place = known.get(gene)
-        if place is None:
-            ids = _ids(store) if ids is None else ids
-            place = ids.get(gene)
-        if place is None:
-            msg = f"{key}: there is no gene {gene!r}; {_nearest(gene, known, ids)}"
-            raise UserError(msg)
+    found = find_genes(genes, store.genes(), store.gene_ids, key=key)
+    for gene, place in zip(genes, found, strict=True):
         if not stays[place]:
             msg = (
                 f"{key}: {gene} is in too few cells and was taken out by the filter. Lower "
                 f"filter.min_cells, or take {gene} out of the list"
             )
             raise UserError(msg)
-        found.append(place)
     return np.array(found, dtype=np.int64)
 
 
@@ -253,15 +243,3 @@ def _spans(indptr: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, int]]:
         first, last = int(run[0]), int(run[-1]) + 1
         for start, stop in row_ranges(indptr[first : last + 1], _BLOCK_NNZ):
             yield first + start, first + stop
-
-
-def _ids(store: Counts) -> dict[str, int]:
-    var = store.table("var")
-    names = var["gene_ids"].astype(str) if "gene_ids" in var else []
-    return {name: place for place, name in enumerate(names)}
-
-
-def _nearest(gene: str, symbols: dict[str, int], ids: dict[str, int]) -> str:
-    """Name genes like one that is not there."""
-    like_these = f"genes are named like {', '.join(list(symbols)[:_NAMED])}"
-    return did_you_mean(gene, [*ids, *symbols], _NAMED) or like_these

@@ -16,6 +16,7 @@ USES_SEED = (
     "simulate pca harmony neighbors umap tsne leiden louvain trajectory integration report".split()
 )
 _USES_LABEL = ("trajectory", "integration", "figures", "report")
+_USES_MISSING = ("integration", "report")
 _USES_BATCH = ("harmony", "integration", "qc_figures", "figures", "report")
 _USES_NAMES = ("final", "figures", "report")
 #: Steps that share a section with another.
@@ -53,6 +54,8 @@ def of_step(
         found["seed"] = seed
     if step in _USES_LABEL:
         found["label_key"] = dataset["label_key"]
+    if step in _USES_MISSING:
+        found["label_missing"] = [str(value) for value in dataset["label_missing"]]
     if step in _USES_BATCH:
         found["batch_key"] = batches
     if step in _USES_NAMES:

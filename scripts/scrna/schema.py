@@ -70,10 +70,7 @@ def _explain(error: jsonschema.ValidationError) -> Iterator[str]:
     elif error.validator == "required":
         yield f"{where}: {error.message}"
     elif "propertyNames" in error.absolute_schema_path:
-        yield (
-            f"{where}.{error.instance}: a dataset's name is text of letters, digits, _, . and -, "
-            "and begins with a letter or digit" + _as_text(error.instance)
-        )
+        yield f"{where}.{_on_a_line(error.instance)}: a dataset's name {_wrong_name(error)}"
     else:
         expected = SIZES.get(error.validator) or _expected(error.schema)
         found = "empty (null)" if error.instance is None else repr(error.instance)
@@ -96,6 +93,22 @@ def _as_number(error: jsonschema.ValidationError) -> str:
     if isinstance(error.instance, str):
         return f" (YAML reads this as text; write {as_yaml(number)})"
     return f" (write {number})" if isinstance(number, int) else ""
+
+
+def _wrong_name(error: jsonschema.ValidationError) -> str:
+    if error.validator == "maxLength":
+        return f"has at most {error.validator_value} characters, this one {len(error.instance)}"
+    if error.validator == "not":
+        return "must not end in 20 repeats, which Snakemake takes for an endless recursion"
+    return "is text of letters, digits, _, . and -, and begins with a letter or digit" + _as_text(
+        error.instance
+    )
+
+
+def _on_a_line(name: Any, most: int = 60) -> str:
+    """Write a name on one line, cut where it is long."""
+    text = str(name).replace("\n", "\\n")
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _as_text(name: Any) -> str:

@@ -66,6 +66,7 @@ def step(function: Callable) -> Callable:
                 (settings if is_setting else files)[name] = value
         backend = settings.pop("backend", "cpu")
         settings.pop("threads", None)  # they change no result
+        named = settings.pop("named", None)  # what was checked, which changes no result either
         record = {
             "step": function.__name__,
             "backend": backend,
@@ -74,6 +75,8 @@ def step(function: Callable) -> Callable:
             "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "clock": time.perf_counter(),
         }
+        if named is not None:
+            record["named"] = plain(named)
         token = _record.set(record)
         keep_warnings = _keeping_warnings(record)
         log.addFilter(keep_warnings)
@@ -112,7 +115,8 @@ def provenance() -> dict[str, Any]:
 
     Returns
     -------
-    step, backend, parameters, inputs (digests by name), started (UTC), what `note` was given,
+    step, backend, parameters, named (what `scrna.data_checks` has checked, where it has), inputs
+    (digests by name), started (UTC), what `note` was given,
     warnings (what it has warned of so far, where it has), worker (``warm`` or ``own process``),
     code (the digest of the rule's code, where a rule runs the step),
     seconds so far, device, the most memory in use on it so far and the versions of the packages in

@@ -6,7 +6,7 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from scripts.harmony import harmony
-from scripts.hvg import hvg
+from scripts.hvg import hvg, moments
 from scripts.louvain import louvain
 from scripts.markers import markers
 from scripts.pca import pca
@@ -62,6 +62,20 @@ def test_the_same_genes_are_highly_variable(analyses, counts, settings, tmp_path
     print(f"{flavor}: {both} of 2000 genes in common")
     # loess and clipped residuals are float32 on the GPU: a tie at the cut may fall either way
     assert both >= (2000 if flavor in ("cell_ranger", "seurat") else 1995)
+
+
+@pytest.mark.parametrize("flavor", ["cell_ranger", "seurat", "seurat_v3"])
+@pytest.mark.parametrize("asked", ["memory", "blocks"])
+def test_statistics_of_genes_that_are_all_taken_agree(analyses, counts, flavor, asked):
+    folder, found = analyses["cpu"], {}
+    values = None if flavor == "seurat_v3" else folder / "normalize.h5"
+    for device, how in (("cpu", "memory"), ("gpu", asked)):
+        files = counts, folder / "filter.h5", values
+        with blocks.matrix("hvg", *files, backend=device, asked=how, flavor=flavor) as matrix:
+            found[device] = moments(matrix, flavor)
+    assert found["cpu"].keys() == found["gpu"].keys()
+    for name, expected in found["cpu"].items():
+        np.testing.assert_allclose(found["gpu"][name], expected, rtol=1e-4, err_msg=name)
 
 
 # ----------------------------------------------------------------------------------- tolerance

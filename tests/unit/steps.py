@@ -34,7 +34,7 @@ from scrna.store import CSRWriter, new_store, write_tables
 
 CPU = {"backend": "cpu"}
 SEEDED = CPU | {"seed": 0}
-MORE = "backend seed threads batch_key label_key n_pcs execution annotations".split()
+MORE = "backend seed threads batch_key label_key label_missing n_pcs execution annotations".split()
 
 
 @cache

@@ -21,7 +21,10 @@ def test_symbols_come_from_the_first_known_column():
     assert notes == []
 
 
-@pytest.mark.parametrize("column", ["gene_symbols", "gene_names", "gene_short_name"])
+@pytest.mark.parametrize(
+    "column",
+    ["gene_symbols", "gene_symbol", "gene_name", "gene_names", "symbol", "gene_short_name"],
+)
 def test_known_symbol_columns(column):
     assert name_genes(genes(**{column: list("abcd")}), "auto", dataset="toy")[1] == column
 

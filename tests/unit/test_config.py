@@ -1,6 +1,7 @@
 import copy
 import json
 import os
+import re
 
 import pytest
 import yaml
@@ -394,6 +395,82 @@ def test_a_column_that_only_looks_like_one_of_qc_is_asked_for():
 )
 def test_settings_that_name_no_column(text):
     assert required_obs(one(text), "d") == {}
+
+
+def test_a_path_may_have_a_dollar_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.delenv("QUX", raising=False)
+    odd = tmp_path / "a $QUX b" / "c $D $.h5ad"
+    odd.parent.mkdir()
+    odd.touch()
+    assert sources({"d": one(kind="auto", source=str(odd))})["d"].files == [str(odd)]
+    with pytest.raises(UserError, match="variable QUX is not set"):
+        sources({"d": one(kind="auto", source=str(odd.with_name("other.h5ad")))})
+
+
+@pytest.mark.parametrize("name", ["a{x}.h5ad", "{dataset}/a.h5ad", "a{}.h5ad"])
+def test_a_path_with_what_snakemake_takes_for_a_wildcard_is_refused(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    expected = r"datasets\.d\.source is .*Snakemake takes \{\w*\} in a path for a wildcard; rename"
+    with pytest.raises(UserError, match=expected):
+        sources({"d": one(kind="auto", source=str(path))})
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("cells_x_genes.mtx", "kb-python: take its adata.h5ad"),
+        ("quants_mat.mtx", "alevin-fry: take its h5ad"),
+        ("count_matrix.mtx", "Parse: take its anndata.h5ad"),
+    ],
+)
+def test_a_folder_of_another_tool_is_refused_with_what_to_take(tmp_path, file, expected):
+    (tmp_path / file).touch()
+    with pytest.raises(UserError, match=expected):
+        sources({"d": one(kind="auto", source=str(tmp_path))})
+
+
+CLUSTERINGS = {
+    "leiden: {resolution: [0.6, 0.6000001, 1]}": "leiden.resolution has 0.6 and 0.6000001, which "
+    "both make leiden_0.6",
+    "louvain: {resolution: [1, 1.0000001]}": "louvain.resolution has 1 and 1.0000001",
+    "annotations: {leiden: {B: B cells}}": "annotations.leiden names 'B', which no cluster can be",
+    "annotations: {leiden: {'01': B cells}}": "annotations.leiden names '01', which no cluster",
+    "annotations: {leiden_0.7: {0: B cells}}": "annotations names clusters of leiden_0.7, but "
+    "leiden.resolution gives leiden$",
+    "annotations: {louvain: {0: B cells}}": "annotations names clusters of louvain, but "
+    "louvain.enabled is false",
+    "annotations: {leiden_pca: {0: B cells}}": "of leiden_pca, but without a batch_key there is "
+    "one representation: write leiden$",
+    "trajectory: {root: {cluster: -1}}": "trajectory.root.cluster is '-1', which no cluster can be",
+    "trajectory: {root: {cluster: T cells}}": "trajectory.root.cluster is 'T cells', which no",
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), CLUSTERINGS.items())
+def test_clusterings_that_cannot_be_are_refused(text, expected):
+    assert [line for line in complaints(**yaml.safe_load(text)) if re.search(expected, line)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "leiden: {resolution: [0.6, 0.60001]}",
+        "annotations: {leiden: {0: B cells, '12': T cells}}",
+        "annotations: {leiden_0.6: {0: B}}\nleiden: {resolution: [1, 0.6]}",
+        "annotations: {louvain_pca: {0: B}}\nlouvain: {enabled: true}\nbatch_key: batch",
+        "trajectory: {root: {cluster: 3}}",
+        "trajectory: {enabled: false, root: {cluster: x}}",
+    ],
+)
+def test_clusterings_that_may_be(text):
+    check(whole(**yaml.safe_load(text)) | {"backend": "cpu"})
+
+
+def test_a_share_that_qc_does_not_compute_is_a_column_of_the_source():
+    text = "pca: {regress_out: [pct_counts_in_top_50_genes, pct_counts_in_top_9_genes]}"
+    assert list(required_obs(one(text), "d")) == ["pct_counts_in_top_9_genes"]
 
 
 @pytest.fixture

@@ -48,7 +48,8 @@ def drawn(demo, look):
 def drawn_of(demo, annotations=None):
     keys = {"batch_key": ["batch"], "label_key": "cell_type"}
     early = quality.pictures(*quality_inputs(demo), batch_key=["batch"])
-    return dict(early) | dict(pictures(*inputs(demo), **keys, annotations=annotations or {}))
+    late = pictures(*inputs(demo), **keys, annotations=annotations or {})
+    return {name: draw() for name, draw in [*early, *late]}
 
 
 @pytest.fixture(scope="module")
@@ -425,6 +426,38 @@ def test_the_quality_is_drawn_from_the_filter_on(demo, tmp_path, batch_key):
     quality.qc_figures(*quality_inputs(demo), out, **how, batch_key=batch_key)
     files = [*(f"{name}.png" for name in QUALITY), "qc_violins.svg", "filter.svg"]
     assert {f.name for f in out.iterdir()} == set(files)
-    drawn = dict(quality.pictures(*quality_inputs(demo), batch_key=batch_key))
+    drawn = dict(quality.pictures(*quality_inputs(demo), batch_key=batch_key))["qc_violins"]()
     n_batches = demo.obs()["batch"].nunique() if batch_key else 1
-    assert len(drawn["qc_violins"].axes[0].collections) >= n_batches
+    assert len(drawn.axes[0].collections) >= n_batches
+
+
+def test_a_picture_that_cannot_be_drawn_costs_that_picture(demo, tmp_path, caplog, monkeypatch):
+    def fail(*_):
+        raise ValueError("no room for 4,000 names")
+
+    monkeypatch.setattr("scrna.figures.qc_scatter", fail)
+    out, how = tmp_path / "figures", {"dpi": 50, "formats": ["png", "svg"], "batch_key": []}
+    quality.qc_figures(*quality_inputs(demo), out, **how)
+    assert {f.stem for f in out.glob("*.png")} == {"qc_violins", "filter"}
+    expected = {"qc_scatter": "ValueError: no room for 4,000 names"}
+    assert json.loads((out / "not_drawn.json").read_text()) == expected
+    assert "the picture qc_scatter is left out, it cannot be drawn: no room" in caplog.text
+
+
+def test_a_picture_that_cannot_be_saved_leaves_no_file(tmp_path):
+    figure, ((ax,),) = drawing.panels(1, 1, (2, 2))
+    ax.set_yscale("function", functions=(lambda x: x, lambda x: x[0, 0, 0]))
+    ax.yaxis.set_major_formatter(lambda *_: 1 / 0)
+    how = {"dpi": 20, "formats": ["png", "svg"], "made": {}}
+    failed = drawing.save_all(tmp_path, [("odd", figure)], **how)
+    assert list(failed) == ["odd"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_no_matter_of_one_picture(tmp_path):
+    def fail():
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        drawing.save_folder(tmp_path / "f", [("a", fail)], dpi=20, formats=["png"], made={})
+    assert list(tmp_path.iterdir()) == []

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from sklearn.metrics import silhouette_score
 
-from scripts.harmony import complete_batches, harmony
+from scripts.harmony import harmony
 from scrna import backend, slots
+from scrna.batches import complete_batches
 from scrna.errors import UserError
 from tests.unit.steps import SEEDED, settings, store, write_pca
 
@@ -179,16 +180,43 @@ def test_a_single_batch_is_refused(do):
     array, _, _ = shifted()
     with pytest.raises(
         UserError,
-        match=r"batch_key 'batch' has 1 batch\(es\) of 3 cells or more after the filter "
-        r"\(a\): there is nothing to integrate\. Set the dataset's batch_key to null",
+        match=r"batch_key 'batch' has one batch, 'a', in all of the 300 cells\. There is nothing "
+        r"to integrate: set the dataset's batch_key to null",
     ):
         do(array, {"batch": ["a"] * len(array)})
 
 
 def test_a_second_batch_that_is_too_small_leaves_one(do):
     array, _, _ = shifted()
-    with pytest.raises(UserError, match="nothing to integrate"):
+    expected = (
+        r"has 2 batches in 300 cells, but 1 of harmony\.min_batch_cells \(3\) cells or more; the "
+        r"largest are a \(298\), b \(2\)\. There is nothing to integrate"
+    )
+    with pytest.raises(UserError, match=expected):
         do(array, {"batch": ["a"] * 298 + ["b"] * 2})
+
+
+@pytest.mark.parametrize("least", [1, 3])
+def test_cells_that_are_each_a_batch_are_refused(do, least):
+    array, _, _ = shifted()
+    expected = "batch_key 'batch' has another value in each of the 300 cells: they are no batches"
+    with pytest.raises(UserError, match=expected):
+        do(array, {"batch": [f"cell {i}" for i in range(300)]}, min_batch_cells=least)
+
+
+def test_a_batch_column_that_is_all_missing_is_refused(do):
+    array, _, _ = shifted()
+    with pytest.raises(UserError, match="'batch' has no value in any of the 300 cells"):
+        do(array, {"batch": np.full(300, np.nan)}, missing_batch="own_batch")
+
+
+def test_a_column_that_has_one_batch_where_the_other_has_large_ones_is_refused(do):
+    array, _, _ = shifted()
+    obs = {"batch": ["a"] * 250 + ["b"] * 50, "run": ["x"] * 200 + ["y"] * 50}
+    obs["run"] += [f"run {i}" for i in range(50)]
+    expected = "'batch' has fewer than two batches among the 250 cells whose other batches .run."
+    with pytest.raises(UserError, match=expected):
+        do(array, obs, batch_key=("batch", "run"))
 
 
 def test_a_batch_that_the_filter_removed_does_not_count(do, tmp_path):
@@ -198,7 +226,7 @@ def test_a_batch_that_the_filter_removed_does_not_count(do, tmp_path):
     slots.write(files["filter"], {"obs/keep": keep, "var/keep": np.ones(1, bool)})
     before = write_pca(tmp_path, array[keep])
     given = settings("harmony", batch_key=["batch"], threads=1, **SEEDED)
-    with pytest.raises(UserError, match=r"has 1 batch\(es\).*\(a\)"):
+    with pytest.raises(UserError, match=r"has one batch, 'a'"):
         harmony(files.counts, files["filter"], before, tmp_path / "out.h5", **given)
 
 

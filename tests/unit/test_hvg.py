@@ -3,10 +3,11 @@ import logging
 import numpy as np
 import pandas as pd
 import pytest
+import scanpy as sc
 import scipy.sparse as sp
 from anndata import AnnData
 
-from scripts.hvg import FEWEST_CELLS, hvg
+from scripts.hvg import FEWEST_CELLS, hvg, moments
 from scrna import slots
 from scrna.errors import UserError
 
@@ -26,8 +27,6 @@ def run_hvg(tmp_path, settings):
 
 def scanpys(adata, flavor, *, batch_key=None, n_top_genes=60, **own):
     """What scanpy says of the counts of kept cells and genes."""
-    import scanpy as sc
-
     adata = adata.copy()
     options = {"n_top_genes": n_top_genes, "batch_key": batch_key, **own}
     if flavor == "pearson_residuals":
@@ -162,6 +161,59 @@ def test_genes_that_cannot_be_ranked_are_refused(tmp_path, prepare, run_hvg, X, 
     with pytest.raises(UserError, match=expected):
         run_hvg(data, flavor, n_top_genes=5, **own)
     assert not (tmp_path / "hvg.h5").exists()
+
+
+@pytest.mark.filterwarnings("ignore:`n_top_genes`")
+@pytest.mark.parametrize(
+    ("X", "flavor", "own", "kept"),
+    [
+        (np.eye(50), "cell_ranger", {}, {"means", "dispersions"}),
+        (np.eye(50), "seurat", {}, {"means", "dispersions"}),
+        (np.eye(50), "seurat_v3", {}, {"means", "variances"}),
+        (np.arange(2) + 1, "cell_ranger", {}, {"means", "dispersions"}),
+        (np.arange(60) + 1, "seurat_v3", {"span": 0.01}, {"means", "variances"}),
+    ],
+)
+@pytest.mark.parametrize(("n_top", "execution"), [(0, "memory"), (5000, "blocks")])
+def test_genes_that_are_all_taken_need_no_ranks(
+    tmp_path, prepare, run_hvg, X, flavor, own, kept, n_top, execution
+):
+    X = X if X.ndim == 2 else np.random.default_rng(0).poisson(X / 9, (50, len(X)))
+    X = sp.csr_matrix(np.tile(X, (4, 1)), dtype=np.float32)
+    data = prepare(tmp_path, AnnData(X), min_cells=1, min_genes=None)
+    wanted = {"n_top_genes": n_top or X.shape[1], "execution": execution}
+    found = run_hvg(data, flavor, **wanted, **own)
+    assert found["var/highly_variable"].all()
+    columns = {name.removeprefix("var/") for name in found if name.startswith("var/")}
+    assert kept <= columns
+    if flavor == "seurat_v3":
+        counts = data.kept.X.toarray()
+        np.testing.assert_allclose(found["var/means"], counts.mean(axis=0), rtol=1e-6)
+        np.testing.assert_allclose(found["var/variances"], counts.var(axis=0, ddof=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("flavor", ["cell_ranger", "seurat", "seurat_v3"])
+def test_the_statistics_kept_are_those_of_the_flavor(simulated, run_hvg, flavor):
+    found = run_hvg(simulated, flavor, n_top_genes=50)
+    X = simulated.kept.X.astype(np.float32)
+    if flavor != "seurat_v3":
+        adata = AnnData(X)
+        sc.pp.normalize_total(adata, target_sum=1e4)
+        X = sc.pp.log1p(adata, copy=True).X
+    ours = moments(X, flavor)
+    assert len(ours) == 2
+    for name, values in ours.items():
+        np.testing.assert_allclose(values, found[f"var/{name}"], rtol=1e-4)
+
+
+def test_a_panel_of_93_genes_is_taken_whole(tmp_path, prepare, run_hvg):
+    """As targeted panels are: few genes, many of them seen in most cells."""
+    rng = np.random.default_rng(0)
+    X = rng.poisson(rng.gamma(0.3, 3, 93), (300, 93)).astype(np.float32)
+    X[:, 0] += 1  # no cell is empty
+    data = prepare(tmp_path, AnnData(sp.csr_matrix(X)), min_cells=1, min_genes=None)
+    found = run_hvg(data, "cell_ranger", n_top_genes=5000, batch_key=None)
+    assert found["var/highly_variable"].all()
 
 
 def test_seurat_v3_on_pbmc3k_takes_the_genes_that_r_takes(tmp_path, real_data, prepare, run_hvg):

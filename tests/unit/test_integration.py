@@ -292,6 +292,24 @@ def test_labels_that_no_cell_has(made, caplog):
     assert (found["mixing"], found["biology"]) == ("mixed", "unknown")
 
 
+def test_labels_that_mean_none_are_left_out(made):
+    """As gaps are; as a label of its own `unknown` would be a type that lies everywhere."""
+    unknown = rng().random(N) < 0.3
+    given = {"label_key": "kind", "label_missing": ["unknown"]}
+    scores = [
+        slots.read(integrated(made({"batch": BATCH, "kind": labels}), **own), "uns/integration")
+        for labels, own in (
+            (np.where(unknown, None, KIND.astype(str)), {"label_key": "kind"}),
+            (np.where(unknown, "Unknown", KIND.astype(str)), given),
+            (np.where(unknown, "Unknown", KIND.astype(str)), {"label_key": "kind"}),
+        )
+    ]
+    gaps, masked, counted = (found["pca"] for found in scores)
+    assert masked == gaps
+    assert counted["same_label"] < masked["same_label"]
+    assert counted["clisi"] > masked["clisi"]
+
+
 def test_of_several_batch_columns_the_first_is_scored(made, caplog):
     caplog.set_level("INFO", "scrna")
     done = made({"plate": rng().permutation(BATCH), "batch": BATCH})

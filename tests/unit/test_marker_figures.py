@@ -37,7 +37,8 @@ def inputs(done, rep="pca", groupby="leiden"):
 
 def drawn_of(done, rep="pca", **own):
     given = {"groupby": "leiden", "genes": [], "n_markers": N, "names": {}} | own
-    return dict(pictures(*inputs(done, rep, given["groupby"]), **given))
+    found = pictures(*inputs(done, rep, given["groupby"]), **given)
+    return {name: draw() for name, draw in found}
 
 
 @pytest.fixture(scope="module")

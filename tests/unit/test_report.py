@@ -20,7 +20,7 @@ from scrna import slots
 from scrna.errors import UserError
 from scrna.report.captions import pictures
 from scrna.report.cells import embeddings, genes_of, groups, values
-from scrna.report.findings import findings
+from scrna.report.findings import Finding, findings
 from scrna.report.page import marker_data, pack, page
 from scrna.report.results import Results, read_markers
 from tests.unit.steps import integrated, reseal, settings
@@ -311,6 +311,50 @@ def test_what_steps_warned_of_is_shown_once(quiet, tmp_path):
     box = tree.root.find(".//*[@class='findings warning']")
     assert f"qc no mitochondrial gene: {HOSTILE}" in [said(item) for item in box.iter("li")]
     assert len(list(box.iter("li"))) == 2
+
+
+def test_pictures_that_could_not_be_drawn_are_named(results, tmp_path):
+    folders = [tmp_path / name for name in ("qc/figures", "figures", "harmony/figures")]
+    for number, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        reasons = {f"picture_{number}": "ValueError: no room"}
+        (folder / "not_drawn.json").write_text(json.dumps(reasons))
+    counts = tmp_path / "counts.zarr"
+    shutil.copy(results.counts.with_suffix(".json"), counts.with_suffix(".json"))
+    found = findings(replace(results, counts=counts, figures=folders), kind="h5ad")
+    expected = "The picture {} is left out, it cannot be drawn: ValueError: no room"
+    for number, step in enumerate(["qc_figures", "figures", "marker_figures (harmony)"]):
+        finding = Finding("warning", step, expected.format(f"picture_{number}"))
+        assert finding in found
+
+
+def test_cells_without_a_label_are_counted(results, demo):
+    labels = demo.obs()["cell_type"]
+    unlabelled = results.unlabelled("cell_type", ["TYPE_1"])
+    assert unlabelled == ("cell_type", int((labels == "type_1").sum() + labels.isna().sum()))
+    texts = [found.text for found in findings(results, kind="h5ad", unlabelled=unlabelled)]
+    n = unlabelled[1]
+    assert any(f"{n:,} of {len(labels):,} cells (" in text for text in texts)
+    all_have = findings(results, kind="h5ad", unlabelled=("cell_type", 0))
+    assert not any("no label" in found.text for found in all_have)
+
+
+@pytest.mark.parametrize("name", ["pca", "harmony"])
+def test_a_dataset_may_be_called_like_a_representation(results, tmp_path, name):
+    """Its own files are of no representation, although its folder has the name of one."""
+    folder = tmp_path / name
+    folder.mkdir()
+    for file in (results.counts, results.counts.with_suffix(".json"), results.filter_table):
+        (folder / file.name).symlink_to(file)
+    moved = []
+    for (rep, _), file in results.files.items():
+        (folder / rep).mkdir(exist_ok=True)
+        moved.append(folder / rep / file.name)
+        moved[-1].symlink_to(file)
+    own = replace(results, counts=folder / results.counts.name, steps=moved, figures=[])
+    assert own.files.keys() == results.files.keys()
+    assert own.reps == results.reps
+    assert said(made(own)["summary"]) == said(made(results)["summary"])
 
 
 def test_an_approximate_search_and_a_simulation_are_noted(quiet, tmp_path):

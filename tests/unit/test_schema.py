@@ -227,12 +227,33 @@ def test_a_text_that_looks_like_a_number_has_no_hint_where_text_is_right():
     assert "write" not in said
 
 
-@pytest.mark.parametrize("name", ["a b", "-a", ".a", "a/b", "", "ä"])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a" * 200, f"{'a' * 60}…: a dataset's name has at most 100 characters, this one 200"),
+        ("ab" * 150, f"{'ab' * 30}…: a dataset's name has at most 100 characters, this one 300"),
+        ("a" * 20, f"{'a' * 20}: a dataset's name must not end in 20 repeats"),
+        ("x" + "abc" * 20, "…: a dataset's name must not end in 20 repeats"),
+    ],
+)
+def test_a_datasets_name_that_breaks_a_run_is_refused(name, expected):
+    with pytest.raises(UserError) as refusal:
+        complete({"run": name, "datasets": {name: SIMULATED}})
+    assert expected in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["a" * 19, "pca", "harmony", "all", "x..y-_.", "sample_" * 14])
+def test_a_datasets_name_that_is_odd_and_works(name):
+    assert list(complete({"run": name, "datasets": {name: SIMULATED}})["datasets"]) == [name]
+
+
+@pytest.mark.parametrize("name", ["a b", "-a", ".a", "a/b", "", "ä", "{x}", "$x", "a\n"])
 def test_a_datasets_name_that_cannot_be_one_is_told(name):
     with pytest.raises(UserError) as refusal:
         complete({"run": "a", "datasets": {"a": SIMULATED, name: SIMULATED}})
+    written = name.replace("\n", "\\n")
     assert str(refusal.value).split("\n")[1] == (
-        f"  - datasets.{name}: a dataset's name is text of letters, digits, _, . and -, "
+        f"  - datasets.{written}: a dataset's name is text of letters, digits, _, . and -, "
         "and begins with a letter or digit"
     )
 

@@ -61,6 +61,20 @@ def test_10x_of_cell_ranger_3(tmp_path):
         ]
 
 
+def test_what_cellbender_writes(tmp_path):
+    """Cell Ranger's layout, with CellBender's own findings beside the matrix and within it."""
+    X = counts()
+    write_10x(tmp_path / "a.h5", X, types=["Gene Expression"] * X.shape[1])
+    with h5py.File(tmp_path / "a.h5", "a") as file:
+        file["droplet_latents/cell_probability"] = np.full(X.shape[0], 0.9)
+        file["global_latents/ambient_expression"] = np.full(X.shape[1], 0.1)
+        file["metadata/fraction_data_used_for_testing"] = 0.1
+        file["matrix/latent_cell_probability"] = np.full(X.shape[0], 0.9)
+    _, var, found, _ = read(tmp_path / "a.h5")
+    assert_same(found, X)
+    assert var["gene_symbols"].iloc[3] == "SYM3"
+
+
 def test_10x_of_cell_ranger_2(tmp_path):
     X = counts()
     write_10x(tmp_path / "a.h5", X, genomes=["GRCh38"])

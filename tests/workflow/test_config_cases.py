@@ -166,6 +166,19 @@ REFUSED = {
         "datasets.new.source is 'nowhere.h5ad', but there is no such file or folder in /"
     ],
     "run: new\ndatasets: {new: {source: $NO_SUCH/a.h5ad}}": ["variable NO_SUCH is not set"],
+    "run: toy\ndatasets:\n  toy: {batch_key: batch}\n  toy: {batch_key: null}": [
+        "has keys twice:\n  - datasets.toy in line 3 and again in line 4",
+    ],
+    "datasets: {toy: {trajectory: {root: {gene: MARK9-9}}}}": [
+        "toy: trajectory.root.gene: there is no gene 'MARK9-9'; did you mean MARK",
+    ],
+    "run: plain\ndatasets: {plain: {batch_key: batch}}": [
+        "plain: batch_key 'batch' has one batch, 'batch_1', in all of the 200 cells",
+    ],
+    "run: plain\ndatasets: {plain: {trajectory: {root: {label: type_9}}}}": [
+        "plain: trajectory.root.label 'type_9' is not in obs 'cell_type'; there are type_1",
+    ],
+    "leiden: {resolution: [0.6, 0.6000001]}": ["which both make leiden_0.6"],
     "backend: gpu": ["backend: gpu cannot be had: ", "or set backend: cpu"],
 }
 
@@ -178,6 +191,14 @@ def test_a_bad_config_is_refused_before_any_job(done, monkeypatch, settings):
         assert message in output
     assert "Building DAG" not in output
     assert "Traceback" not in output
+
+
+def test_a_setting_that_a_dataset_has_of_its_own_is_said_to_have_no_effect(done):
+    workflow = done.over("trajectory: {root: {gene: MARK2-1}}")
+    output = workflow.run(options=("--dry-run",))
+    expected = "trajectory.root at the top level of .* has no effect on toy, which has its own: "
+    assert re.search(expected, output)
+    assert "has no effect" not in done.run(options=("--dry-run",))
 
 
 def test_columns_of_an_older_source_are_no_reason_to_refuse(done, tmp_path):

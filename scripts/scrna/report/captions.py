@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scrna.report.results import REPRESENTATIONS, Results, rep_of
+from scrna.report.results import REPRESENTATIONS, Results
 
 #: Topics of a report, in their order: id → heading.
 TOPICS = {
@@ -54,7 +54,7 @@ def pictures(results: Results) -> list[Picture]:
     """
     found = []
     for rep in ("", *results.reps):
-        folders = [folder for folder in results.figures if rep_of(folder) == rep]
+        folders = [folder for folder in results.figures if results.rep_of(folder) == rep]
         paths = sorted(path for folder in folders for path in folder.glob("*.png"))
         found += [_picture(path, rep, results) for path in paths]
     order = list(TOPICS)

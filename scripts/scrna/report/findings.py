@@ -31,7 +31,9 @@ class Finding:
     text: str
 
 
-def findings(results: Results, *, kind: str) -> list[Finding]:
+def findings(
+    results: Results, *, kind: str, unlabelled: tuple[str, int] | None = None
+) -> list[Finding]:
     """Collect what the steps have warned of, and what their results say by themselves.
 
     Parameters
@@ -40,13 +42,26 @@ def findings(results: Results, *, kind: str) -> list[Finding]:
         The results.
     kind
         The dataset's kind, as the config has it.
+    unlabelled
+        The label column and how many kept cells have no label, where there is one.
 
     Returns
     -------
     Warnings first.
     """
     found = [*_of_filter(results), *_recorded(results), *_of_integration(results)]
+    found += [
+        Finding("warning", step, f"The picture {name} is left out, it cannot be drawn: {why}")
+        for step, name, why in results.not_drawn
+    ]
     found += _notes(results, kind)
+    if unlabelled and unlabelled[1]:
+        (label_key, n), n_obs = unlabelled, int(results.keep.sum())
+        text = (
+            f"{n:,} of {n_obs:,} cells ({100 * n / n_obs:.1f} %) have no label in {label_key}; "
+            "scores of labels leave them out."
+        )
+        found.append(Finding("note", "label_key", text))
     return sorted(found, key=lambda finding: finding.kind != "warning")
 
 

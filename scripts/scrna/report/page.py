@@ -55,6 +55,7 @@ def page(
     cell_map: str | None,
     n_markers: int,
     annotations: Mapping[str, Mapping[str, str]],
+    unlabelled: tuple[str, int] | None = None,
 ) -> str:
     """Put a dataset's report together.
 
@@ -74,6 +75,8 @@ def page(
         Genes of a group in the table of markers.
     annotations
         Clustering → cluster → name.
+    unlabelled
+        The label column and how many kept cells have no label, where there is one.
 
     Returns
     -------
@@ -97,7 +100,7 @@ def page(
         style=sources["report.css"],
         script=sources["report.js"],
         numbers=numbers(results, usages),
-        findings=findings(results, kind=config["kind"]),
+        findings=findings(results, kind=config["kind"], unlabelled=unlabelled),
         filtered=results.filtered,
         clusters=[clusters(results, rep, markers.get(rep), annotations) for rep in results.reps],
         integration=results.integration,

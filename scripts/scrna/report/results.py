@@ -1,7 +1,8 @@
 """What the steps of a dataset have left on disk, read for its report."""
 
 import csv
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import isfinite
@@ -12,7 +13,9 @@ import numpy as np
 import pandas as pd
 
 from scrna import slots
+from scrna.counts import Counts
 from scrna.damage import read_summary, reading
+from scrna.labels import numbered_labels
 from scrna.usage import Usage, usage_of
 
 #: Representation → what it is called; the last that there is is the result.
@@ -98,10 +101,19 @@ class Results:
     marker_tables: list[Path] = field(default_factory=list)
     figures: list[Path] = field(default_factory=list)
 
+    def rep_of(self, path: Path) -> str:
+        """Return the representation in whose folder a file or folder lies; empty for none.
+
+        The dataset's own folder is none, whatever the dataset is called.
+        """
+        folder = path.parent
+        is_own = folder == self.counts.parent
+        return "" if is_own or folder.name not in REPRESENTATIONS else folder.name
+
     @cached_property
     def files(self) -> dict[tuple[str, str], Path]:
         """Representation (empty for what is of none) and step → step file."""
-        return {(rep_of(path), path.stem): path for path in self.steps}
+        return {(self.rep_of(path), path.stem): path for path in self.steps}
 
     @cached_property
     def records(self) -> dict[tuple[str, str], dict[str, Any]]:
@@ -141,6 +153,38 @@ class Results:
         path = self.files.get(("", "integration"))
         return slots.read(path, "uns/integration") if path else None
 
+    def unlabelled(self, label_key: str, missing: Sequence[str]) -> tuple[str, int]:
+        """Count the kept cells without a label.
+
+        Parameters
+        ----------
+        label_key
+            Column of obs.
+        missing
+            Values that mean none.
+
+        Returns
+        -------
+        The column and the number.
+        """
+        labels = Counts(self.counts).obs([label_key])[label_key][self.keep]
+        return label_key, int((numbered_labels(labels, missing) < 0).sum())
+
+    @cached_property
+    def not_drawn(self) -> list[tuple[str, str, str]]:
+        """What drew it, picture, and reason, of each picture that could not be drawn."""
+        found = []
+        for folder in self.figures:
+            listed, rep = folder / "not_drawn.json", self.rep_of(folder)
+            step = f"marker_figures ({rep})" if rep else "figures"
+            if folder.parent.name == "qc" and folder.parent.parent == self.counts.parent:
+                step = "qc_figures"
+            if listed.exists():
+                with reading(listed, folder):
+                    reasons = json.loads(listed.read_text())
+                found += [(step, name, why) for name, why in reasons.items()]
+        return found
+
     def markers(self, most: int) -> dict[str, "Markers"]:
         """Read the first genes of every group, by representation, the result first.
 
@@ -149,7 +193,7 @@ class Results:
         most
             Genes of a group.
         """
-        paths = {rep_of(path): path for path in self.marker_tables}
+        paths = {self.rep_of(path): path for path in self.marker_tables}
         return {rep: read_markers(paths[rep], most) for rep in self.reps if rep in paths}
 
     def parameters(self, step: str, rep: str | None = None) -> dict[str, Any]:
@@ -210,8 +254,3 @@ def _usages(files: list[Path], benchmarks: Path) -> Iterator[Usage]:
             yield usage_of(file, label)
         except (OSError, ValueError, KeyError):
             continue  # none is there, or it is being written
-
-
-def rep_of(path: Path) -> str:
-    """Tell the representation in whose folder a file or folder lies; empty for none."""
-    return path.parent.name if path.parent.name in REPRESENTATIONS else ""

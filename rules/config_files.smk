@@ -1,0 +1,28 @@
+"""The config files, checked before Snakemake reads the workflow's own."""
+
+import sys
+from pathlib import Path
+
+SCRIPTS = f"{workflow.basedir}/scripts"
+if SCRIPTS not in sys.path:
+    sys.path.append(SCRIPTS)
+
+from snakemake.exceptions import WorkflowError
+
+from scrna.config_files import read_config
+from scrna.errors import UserError
+
+# Each laid over those before it; a job of this run has no need to look again.
+CONFIG_FILES = []
+if workflow.is_main_process:
+    try:
+        CONFIG_FILES = [
+            (str(file), read_config(Path(file)))
+            for file in [
+                f"{workflow.basedir}/config/config.yaml",
+                *workflow.overwrite_configfiles,
+            ]
+        ]
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+    CONFIG_FILES.append(("--config", dict(workflow.config_settings.config)))
