@@ -19,9 +19,17 @@ if __name__ == "__main__":
 
 from scrna.errors import UserError
 from scrna.execution import blocks_problems
+from scrna.file_formats import folder_advice
 from scrna.names import is_clustering
 from scrna.schema import SCHEMA, as_yaml, errors_in, nearest, resolve, schema, with_defaults
 from scrna.sizes import MATRIX_STEPS
+from scrna.source_address import (
+    address_digest,
+    check_file,
+    check_variables,
+    local_path,
+    without_credentials,
+)
 
 #: The steps that a dataset may override, as the schema names their sections.
 SECTIONS = "qc filter normalize hvg pca harmony neighbors umap tsne leiden louvain".split()
@@ -191,10 +199,20 @@ def annotations(dataset: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 
 class Source(NamedTuple):
-    """Where a dataset's counts come from: a URL to download, and the files that hold them."""
+    """Where a dataset's counts come from: a URL to download, and the files that hold them.
+
+    The URL has no credentials, and its variables are not filled in; where it has any, `version` is
+    a digest of what they make of it.
+    """
 
     url: str | None
     files: list[str]
+    version: str | None = None
+
+    def address(self) -> dict[str, str]:
+        """Return what the download depends on."""
+        version = {} if self.version is None else {"version": self.version}
+        return {"url": self.url, **version}
 
 
 def sources(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, Source]:
@@ -221,27 +239,24 @@ def sources(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, Source]:
 def _source(name: str, dataset: Mapping[str, Any]) -> Source:
     if dataset["kind"] == "simulate":
         return Source(None, [f"resources/{name}.h5ad"])
-    key, given = f"datasets.{name}.source", dataset["source"]
-    path = os.path.expanduser(os.path.expandvars(given))
-    if missing := re.search(r"\$\{?(\w+)", path):
-        msg = (
-            f"{key} is {given!r}, but the environment variable {missing[1]} is not set; "
-            "set it, or write the path out"
-        )
-        raise UserError(msg)
-    if re.match(r"https?://", path):
-        suffix = Path(urlsplit(path).path).suffix
+    key, given = f"datasets.{name}.source", without_credentials(dataset["source"])
+    address = check_variables(key, name, given)
+    if (path := local_path(key, address)) is None:
+        suffix = Path(urlsplit(address).path).suffix
         if suffix not in (".h5ad", ".h5"):
             msg = f"{key} is {given!r}; a URL has to end in .h5ad or .h5 (10x)"
             raise UserError(msg)
-        return Source(path, [f"resources/{name}{suffix}"])
+        version = address_digest(address) if address != given else None
+        return Source(given, [f"resources/{name}{suffix}"], version)
     if Path(path).is_dir():
-        files = [str(file) for stem in MTX_FILES for file in sorted(Path(path).glob(f"{stem}*"))]
+        there = sorted(file for file in Path(path).iterdir() if file.is_file())
+        ends = [(stem, f"{stem}.gz") for stem in MTX_FILES]
+        files = [str(file) for end in ends for file in there if file.name.endswith(end)]
         if len(files) != 3:
             msg = (
                 f"{key} is {given!r}, a folder without the three files of 10x (matrix.mtx, "
                 "barcodes.tsv, features.tsv or genes.tsv, each maybe .gz); "
-                f"found {', '.join(files) or 'none'}"
+                f"found {', '.join(files) or 'none'}{folder_advice(Path(path))}"
             )
             raise UserError(msg)
         return Source(None, files)
@@ -250,6 +265,7 @@ def _source(name: str, dataset: Mapping[str, Any]) -> Source:
         if not os.path.isabs(path):
             msg += f" in {os.getcwd()}"
         raise UserError(msg)
+    check_file(key, path)
     return Source(None, [path])
 
 

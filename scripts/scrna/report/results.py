@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from scrna import slots
+from scrna.spreadsheet import unescaped
 from scrna.usage import Usage, usage_of
 
 #: Representation → what it is called; the last that there is is the result.
@@ -64,7 +65,7 @@ def read_markers(path: Path, most: int) -> Markers:
         for group, gene, *numbers in reader:
             n_read[group] = n = n_read.get(group, 0) + 1
             if n <= most:
-                rows.append([group, gene, *map(_number, numbers)])
+                rows.append([unescaped(group), unescaped(gene), *map(_number, numbers)])
     return Markers(columns, rows)
 
 
