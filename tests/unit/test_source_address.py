@@ -68,10 +68,10 @@ def test_logins_are_cut_and_the_rest_stays(address, shown):
 
 
 def test_a_librarys_message_is_censored():
-    url = "http://me:hunt%40er2@x.org/data/a.h5ad?token=s%2Fecret"
-    said = f"Failed: {url}; /data/a.h5ad?token=s%2Fecret with hunt@er2 and s/ecret"
+    url = "http://me:hunt%40er2@x.org/data/a.h5ad?token=t0k%2Fen"
+    said = f"Failed: {url}; /data/a.h5ad?token=t0k%2Fen with hunt@er2 and t0k/en"
     found = censored(said, url, "http://x.org/data/a.h5ad")
-    assert not any(word in found for word in ("hunt", "ecret"))
+    assert not any(word in found for word in ("hunt", "t0k"))
     hidden = censored("no /webhook-1234/a.h5ad", "http://x.org/webhook-1234/a.h5ad", "http://$URL")
     assert "1234" not in hidden
 
@@ -86,13 +86,13 @@ def source_of(source: str):
 
 
 def test_credentials_are_found_again_by_the_download_alone(monkeypatch):
-    for name, value in {"ME": "me", "PASSWORD": "hunter2", "TOKEN": "s3cret"}.items():
+    for name, value in {"ME": "me", "PASSWORD": "hunter2", "TOKEN": "t0ken-9"}.items():
         monkeypatch.setenv(name, value)
     given = "https://$ME:${PASSWORD}@x.org/a.h5ad?v=1&token=$TOKEN"
     assert dataset(given)["d"]["source"] == "https://x.org/a.h5ad?v=1"
     found = source_of(given)
     assert found.address() == {"url": "https://x.org/a.h5ad?v=1"}
-    assert full_address("d", found.url) == "https://me:hunter2@x.org/a.h5ad?v=1&token=s3cret"
+    assert full_address("d", found.url) == "https://me:hunter2@x.org/a.h5ad?v=1&token=t0ken-9"
 
 
 def test_another_value_of_a_variable_is_another_address(monkeypatch):
