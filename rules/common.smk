@@ -24,6 +24,7 @@ from scrna.log import share_terminal
 from scrna.named_in_data import check_converted, named_in_data
 from scrna.names import is_clustering
 from scrna.sizes import memory_mb
+from scrna.source_address import set_credentials_aside
 from scrna.watch import announce
 
 announce()  # a job ends with the run that started it, were that one killed outright
@@ -61,6 +62,7 @@ try:
     if config.get("run") == "auto":
         config["run"], picked_line = decided("run", pick_dataset, is_main=is_main)
     config = checks.complete(config)
+    config["datasets"] = set_credentials_aside(config["datasets"])
     SCHEDULER = config["dask"]["scheduler"]
     BACKEND, backend_line = decided(
         "backend",
@@ -176,7 +178,8 @@ def checksum(wildcards, output):
     """The digest of a download. Asking for `output` keeps Snakemake from tracking it: `convert` checks
     a digest that comes later, without fetching the file again.
     """
-    return {"sha256": DATASETS[wildcards.dataset]["sha256"]}
+    name = wildcards.dataset
+    return {"dataset": name, "sha256": DATASETS[name]["sha256"]}
 
 
 def as_used(wildcards, input):

@@ -11,14 +11,13 @@ rule download:
     wildcard_constraints:
         dataset=named(name for name, source in SOURCES.items() if source.url),
         suffix="h5ad|h5",
-    retries: 2
     conda:
         environment
     threads: 1
     resources:
         mem_mb=500,
     params:
-        settings=lambda wildcards: {"url": SOURCES[wildcards.dataset].url},
+        settings=lambda wildcards: SOURCES[wildcards.dataset].address(),
         untracked=checksum,
     message:
         "{wildcards.dataset}: download"

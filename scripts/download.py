@@ -1,13 +1,15 @@
 """Download a dataset's file.
 
 Purpose
-    Fetch the file that ``datasets.NAME.url`` names, over http or https. The transfer shows its
+    Fetch the file that ``datasets.NAME.source`` names, over http or https. The transfer shows its
     rate and the time left, resumes after a break (that of a killed run too), and retries a server
     that is down for a while. A file that is cut off or not the right one never gets its name.
 
 Settings
     ===========  ====================================================================
-    ``url``      the address
+    ``url``      the address, its credentials cut out and its variables not filled in
+    ``version``  digest of the address with its variables filled in, where it has any
+    ``dataset``  whose address it is: the credentials are in this process's environment
     ``sha256``   the file's SHA-256 digest; without one, a file named ``.h5ad``,
                  ``.h5`` or ``.gz`` must at least open as that
     ===========  ====================================================================
@@ -20,11 +22,19 @@ from pathlib import Path
 
 from scrna.fetch import fetch
 from scrna.log import log
+from scrna.source_address import full_address, without_credentials
 from scrna.step import run, step
 
 
 @step
-def download(out: Path, *, url: str, sha256: str | None = None) -> None:
+def download(
+    out: Path,
+    *,
+    url: str,
+    dataset: str = "",
+    version: str | None = None,
+    sha256: str | None = None,
+) -> None:
     """Download a file, checked.
 
     Parameters
@@ -32,7 +42,11 @@ def download(out: Path, *, url: str, sha256: str | None = None) -> None:
     out
         Where it goes.
     url
-        Where it lies, http or https.
+        Where it lies, http or https, without credentials.
+    dataset
+        Its name, by which the rest of its address is found.
+    version
+        Digest of the whole address: another one has the file fetched anew.
     sha256
         Its digest; None checks that it opens as what its suffix says.
 
@@ -41,7 +55,9 @@ def download(out: Path, *, url: str, sha256: str | None = None) -> None:
     UserError
         If it cannot be had, or is not the right file.
     """
-    size = fetch(url, Path(out), sha256=sha256)
+    size = fetch(
+        full_address(dataset, url), Path(out), shown=without_credentials(url), sha256=sha256
+    )
     checked = "its SHA-256 is right" if sha256 else "no SHA-256 to check it by"
     log.info("%s: %s MB, %s", Path(out).name, f"{size / 1e6:,.1f}", checked)
 

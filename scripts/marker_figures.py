@@ -22,6 +22,7 @@ from scrna.celltypes import cell_types
 from scrna.damage import reading
 from scrna.groups import groups_of
 from scrna.log import log
+from scrna.spreadsheet import unescaped
 from scrna.step import provenance, run, step
 
 if TYPE_CHECKING:
@@ -183,6 +184,7 @@ def top_markers(table: Path, groups: list[str], n_markers: int) -> tuple[dict[st
     slots.check_table(table)
     with reading(table):
         found = pd.read_csv(table, usecols=["group", "names"], dtype=str, na_filter=False)
+    found = found.map(unescaped)
     there = found["group"].nunique()
     n_each = max(1, min(n_markers, MOST_COLUMNS // max(1, there)))
     if n_each < n_markers and there:

@@ -29,6 +29,7 @@ from scrna.files import replacing
 from scrna.groups import check_groups, groups_of
 from scrna.log import log
 from scrna.numbered import nameless
+from scrna.spreadsheet import escape_table
 from scrna.step import run, step
 
 _FIELDS = ["names", "scores", "logfoldchanges", "pvals", "pvals_adj"]
@@ -215,7 +216,7 @@ def _write_table(table: Path, ranked: dict) -> Path:
 
     nothing = pd.DataFrame(columns=["group", *_FIELDS, *_FRACTIONS.values()])
     with replacing(table) as temporary, temporary.open("wb") as file:
-        file.writelines(as_csv(as_table(ranked) if ranked else nothing))
+        file.writelines(as_csv(escape_table(as_table(ranked) if ranked else nothing)))
     return table
 
 

@@ -20,9 +20,18 @@ from scrna.clustering_checks import clustering_problems
 from scrna.damage import read_summary
 from scrna.errors import UserError
 from scrna.execution import blocks_problems
+from scrna.file_formats import folder_advice
 from scrna.names import is_clustering
 from scrna.schema import SCHEMA, as_yaml, errors_in, nearest, resolve, schema, with_defaults
 from scrna.sizes import MATRIX_STEPS
+from scrna.source_address import (
+    address_digest,
+    check_file,
+    check_variables,
+    local_path,
+    scheme_of,
+    without_credentials,
+)
 
 #: The steps that a dataset may override, as the schema names their sections.
 SECTIONS = "qc filter normalize hvg pca harmony neighbors umap tsne leiden louvain".split()
@@ -40,13 +49,6 @@ SOLVERS = {
 }
 #: The files of a 10x folder, as they begin.
 MTX_FILES = ["matrix.mtx", "barcodes.tsv", "features.tsv", "genes.tsv"]
-#: A file of a folder that is not 10x's → whose it is, and what to take instead.
-OTHER_TOOLS = {
-    "cells_x_genes.mtx": "kb-python: take its adata.h5ad (kb count --h5ad)",
-    "quants_mat.mtx": "alevin-fry: take its h5ad (simpleaf quant --anndata-out)",
-    "count_matrix.mtx": "Parse: take its anndata.h5ad, beside it",
-    "DGE.mtx": "Parse: take its anndata.h5ad, beside it",
-}
 #: Keys of a dataset that say how its source is read.
 READING = ["kind", "matrix", "gene_symbols", "keep_obs", "sha256"]
 #: Columns that qc adds to obs, which regress_out may name.
@@ -209,10 +211,20 @@ def annotations(dataset: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 
 class Source(NamedTuple):
-    """Where a dataset's counts come from: a URL to download, and the files that hold them."""
+    """Where a dataset's counts come from: a URL to download, and the files that hold them.
+
+    The URL has no credentials, and its variables are not filled in; where it has any, `version` is
+    a digest of what they make of it.
+    """
 
     url: str | None
     files: list[str]
+    version: str | None = None
+
+    def address(self) -> dict[str, str]:
+        """Return what the download depends on."""
+        version = {} if self.version is None else {"version": self.version}
+        return {"url": self.url, **version}
 
 
 def sources(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, Source]:
@@ -239,23 +251,16 @@ def sources(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, Source]:
 def _source(name: str, dataset: Mapping[str, Any]) -> Source:
     if dataset["kind"] == "simulate":
         return Source(None, [f"resources/{name}.h5ad"])
-    key, given = f"datasets.{name}.source", dataset["source"]
-    path = os.path.expanduser(os.path.expandvars(given))
-    if path != given and os.path.exists(given):
-        path = given  # a name that has a $ or ~ itself
-    missing = re.search(r"\$\{?(\w+)", path)
-    if missing and not os.path.exists(path):
-        msg = (
-            f"{key} is {given!r}, but the environment variable {missing[1]} is not set; "
-            "set it, or write the path out"
-        )
-        raise UserError(msg)
-    if re.match(r"https?://", path):
-        suffix = Path(urlsplit(path).path).suffix
+    key, given = f"datasets.{name}.source", without_credentials(dataset["source"])
+    is_literal = scheme_of(given) is None and os.path.exists(given)  # its name may have a $ or ~
+    address = given if is_literal else check_variables(key, name, given)
+    if (path := local_path(key, address)) is None:
+        suffix = Path(urlsplit(address).path).suffix
         if suffix not in (".h5ad", ".h5"):
             msg = f"{key} is {given!r}; a URL has to end in .h5ad or .h5 (10x)"
             raise UserError(msg)
-        return Source(path, [f"resources/{name}{suffix}"])
+        version = address_digest(address) if address != given else None
+        return Source(given, [f"resources/{name}{suffix}"], version)
     if wildcard := re.search(r"\{[^{}]*\}", path):
         msg = (
             f"{key} is {given!r}, but Snakemake takes {wildcard[0]} in a path for a wildcard; "
@@ -263,12 +268,14 @@ def _source(name: str, dataset: Mapping[str, Any]) -> Source:
         )
         raise UserError(msg)
     if Path(path).is_dir():
-        files = [str(file) for stem in MTX_FILES for file in sorted(Path(path).glob(f"{stem}*"))]
+        there = sorted(file for file in Path(path).iterdir() if file.is_file())
+        ends = [(stem, f"{stem}.gz") for stem in MTX_FILES]
+        files = [str(file) for end in ends for file in there if file.name.endswith(end)]
         if len(files) != 3:
             msg = (
                 f"{key} is {given!r}, a folder without the three files of 10x (matrix.mtx, "
                 "barcodes.tsv, features.tsv or genes.tsv, each maybe .gz); "
-                f"found {', '.join(files) or 'none'}{_of_tool(Path(path))}"
+                f"found {', '.join(files) or 'none'}{folder_advice(Path(path))}"
             )
             raise UserError(msg)
         return Source(None, files)
@@ -277,15 +284,8 @@ def _source(name: str, dataset: Mapping[str, Any]) -> Source:
         if not os.path.isabs(path):
             msg += f" in {os.getcwd()}"
         raise UserError(msg)
+    check_file(key, path)
     return Source(None, [path])
-
-
-def _of_tool(folder: Path) -> str:
-    """Say what to do with a folder that another tool than Cell Ranger or STARsolo has written."""
-    for file, advice in OTHER_TOOLS.items():
-        if (folder / file).exists():
-            return f". {file} is of {advice}"
-    return ""
 
 
 def check_columns(

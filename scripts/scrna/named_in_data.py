@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scrna.config import Source, batch_keys, covariates, is_current
+from scrna.damage import read_summary
 from scrna.names import is_clustering
 from scrna.parameters import of_step
 from scrna.rule import plain

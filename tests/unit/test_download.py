@@ -1,8 +1,10 @@
+import base64
 import gzip
 import hashlib
 import io
 import logging
 import threading
+import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import h5py
@@ -12,6 +14,7 @@ import pytest
 from scripts.download import download
 from scrna.errors import UserError
 from scrna.fetch import fetch
+from scrna.source_address import full_address, set_credentials_aside
 
 BODY = np.random.default_rng(0).bytes(3_000_000)
 
@@ -26,9 +29,19 @@ class Site:
         self.statuses = []  # answers before the first good one
         self.breaks = []  # bytes to send before each break
         self.requests = []
+        self.paths = []
+        self.leads_to = None  # a redirect of the first request
 
     def answer(self, handler):
         self.requests.append(dict(handler.headers))
+        self.paths.append(handler.path)
+        if self.leads_to:
+            handler.send_response(302)
+            handler.send_header("Location", self.leads_to)
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+            self.leads_to = None
+            return
         if self.statuses:
             handler.send_response(self.statuses.pop(0))
             handler.send_header("Content-Length", "0")
@@ -114,10 +127,10 @@ def test_breaks_are_resumed(site, out, pauses):
 
 
 def test_a_later_run_resumes(site, out, pauses):
-    site.breaks = [2_000_000] + [0] * 5
+    site.breaks = [2_000_000] + [0] * 7
     with pytest.raises(UserError, match=r"2.0 MB, is kept in .*cells.bin.part: run again"):
         fetch(site.url, out, sleep=pauses.append)
-    assert pauses == [1, 2, 4, 8, 16]
+    assert pauses == [1, 2, 4, 8, 16, 30, 30]
     assert files(out) == ["cells.bin.part", "cells.bin.part.json"]
     site.requests.clear()
     fetch(site.url, out)
@@ -127,7 +140,7 @@ def test_a_later_run_resumes(site, out, pauses):
 
 def test_a_whole_part_needs_no_request(site, out):
     """As a kill between the last byte and the new name leaves it."""
-    site.breaks = [2_000_000] + [0] * 5
+    site.breaks = [2_000_000] + [0] * 7
     with pytest.raises(UserError):
         fetch(site.url, out, sleep=lambda _: None)
     out.with_name("cells.bin.part").write_bytes(BODY)
@@ -213,6 +226,94 @@ def test_a_secret_in_the_address_is_not_shown(site, out):
     assert "secret" not in str(caught.value)
 
 
+def test_a_secret_is_nowhere_stored(site, out, caplog, monkeypatch):
+    """Neither in the part that a break leaves, nor in logs and messages."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("PASSWORD", "hunter2")
+    monkeypatch.setenv("SCRNA_ADDRESSES", "{}")
+    url = site.url.replace("http://", "http://me:$PASSWORD@") + "?token=s3cret"
+    site.breaks = [2_000_000] + [0] * 7
+    datasets = set_credentials_aside({"d": {"source": url}})
+    shown = datasets["d"]["source"]
+    assert shown == site.url
+    with pytest.raises(UserError, match=r"is kept in") as caught:
+        fetch(full_address("d", shown), out, shown=shown, sleep=lambda _: None)
+    expected = "Basic " + base64.b64encode(b"me:hunter2").decode()
+    assert {request["Authorization"] for request in site.requests} == {expected}
+    assert site.paths[-1].endswith("?token=s3cret")
+    own = [record.getMessage() for record in caplog.records if record.name == "scrna"]
+    texts = [str(caught.value), *own, "".join(traceback.format_exception(caught.value))]
+    known = out.with_name("cells.bin.part.json").read_text()
+    assert not [text for text in (*texts, known) if "hunter2" in text or "s3cret" in text]
+    download(out, url=shown, dataset="d")
+    assert "Range" in site.requests[-1]  # it goes on
+
+
+def test_the_login_of_netrc_is_used(site, out, tmp_path, monkeypatch):
+    (tmp_path / "logins").write_text("machine 127.0.0.1 login me password hunter2\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "logins"))
+    fetch(site.url, out)
+    expected = "Basic " + base64.b64encode(b"me:hunter2").decode()
+    assert site.requests[0]["Authorization"] == expected
+
+
+def test_what_came_of_another_address_is_not_gone_on_with(site, out):
+    site.breaks = [2_000_000] + [0] * 7
+    with pytest.raises(UserError, match="is kept in"):
+        fetch(site.url, out, shown="$PLACE/cells.bin", sleep=lambda _: None)
+    site.requests.clear()
+    fetch(site.url + "?v=2", out, shown="$PLACE/cells.bin")
+    assert "Range" not in site.requests[0]
+
+
+def test_a_redirect_within_the_server_is_followed(site, out):
+    site.leads_to = "/elsewhere/cells.bin"
+    fetch(site.url.replace("http://", "http://me:hunter2@"), out)
+    assert out.read_bytes() == BODY
+    assert site.paths == ["/data/cells.bin", "/elsewhere/cells.bin"]
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        "http://127.0.0.1:9/private?token=s3cret",  # another port
+        "http://localhost:80/private",  # another host
+        "ftp://127.0.0.1/private",
+        "file:///etc/hostname",
+        "//localhost/private",
+    ],
+)
+def test_a_redirect_of_plain_http_elsewhere_is_refused(site, out, to):
+    site.leads_to = to
+    match = r"cells\.bin: the server sends on to \S+\. A redirect is followed to https://"
+    with pytest.raises(UserError, match=match) as caught:
+        fetch(site.url, out, sleep=lambda _: None)
+    assert len(site.requests) == 1
+    assert "s3cret" not in str(caught.value)
+    assert files(out) == []
+
+
+def test_a_folder_that_cannot_be_written(site, out, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("os.access", lambda *_: False)
+        with pytest.raises(UserError, match=r"downloads is not writable: change its permissions"):
+            fetch(site.url, out)
+    assert site.requests == []
+    out.parent.rmdir()
+    out.parent.touch()
+    with pytest.raises(UserError, match=r"downloads cannot be made: File exists"):
+        fetch(site.url, out)
+
+
+def test_a_disk_that_fills_up(site, out, monkeypatch):
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("scrna.fetch._copy", fails)
+    with pytest.raises(UserError, match=r"cells\.bin\.part cannot be written: No space left"):
+        fetch(site.url, out)
+
+
 def test_a_server_that_is_down_is_asked_again(site, out, pauses):
     site.statuses = [503, 429, 500]
     fetch(site.url, out, sleep=pauses.append)
@@ -221,13 +322,14 @@ def test_a_server_that_is_down_is_asked_again(site, out, pauses):
 
 
 def test_a_server_that_stays_down(site, out):
-    site.statuses = [503] * 6
-    with pytest.raises(UserError, match=r"gave up after 6 tries .*503 Service Unavailable"):
+    site.statuses = [503] * 8
+    with pytest.raises(UserError, match=r"gave up after 8 tries .*503 Service Unavailable"):
         fetch(site.url, out, sleep=lambda _: None)
 
 
 def test_nobody_there(out):
-    with pytest.raises(UserError, match=r"gave up .*refused"):
+    match = r"gave up .*refused\. Nothing has come; check the address, and run again$"
+    with pytest.raises(UserError, match=match):
         fetch("http://127.0.0.1:9/cells.bin", out, sleep=lambda _: None)
 
 

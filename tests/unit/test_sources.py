@@ -366,7 +366,7 @@ def test_kind_is_told_from_the_content(tmp_path):
         (
             "a.csv",
             b"gene,cell\n",
-            "known kind .it starts with b'gene,cel'.: accepted are an AnnData",
+            "known kind .it is a table of text; in Python: .*: accepted are an AnnData",
         ),
         ("a.h5ad", b"", "it is empty"),
         ("a.h5ad.gz", gzip.compress(b"x", mtime=0), "it is gzipped: unpack it first"),

@@ -214,7 +214,7 @@ def test_transposed_mtx_is_refused(tmp_path):
     [
         ("40 61 100", "says that its size is '40 61 100', but"),
         ("40 60 5000", "has [0-9]+ entries where it announces 5,000: it is cut off"),
-        ("40 60 5", "has [0-9]+ entries where it announces 5"),
+        ("40 60 5", "has more entries where it announces 5:"),
         ("nonsense", "says that its size is 'nonsense'"),
     ],
 )

@@ -107,8 +107,12 @@
     at("more").hidden = shown === rows.length;
   };
 
+  const NUMBER = /^([+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan))$/;
   const quoted = (value) => {
-    const text = value === null ? "" : String(value);
+    let text = value === null ? "" : String(value);
+    // as in markers.csv (scripts/scrna/spreadsheet.py): no spreadsheet takes a name for a formula
+    if (typeof value === "string" && /^'*[=+\-@\t\r＝＋－＠]/.test(text) && !NUMBER.test(text))
+      text = `'${text}`;
     return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
 

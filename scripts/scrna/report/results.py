@@ -16,6 +16,7 @@ from scrna import slots
 from scrna.counts import Counts
 from scrna.damage import read_summary, reading
 from scrna.labels import numbered_labels
+from scrna.spreadsheet import unescaped
 from scrna.usage import Usage, usage_of
 
 #: Representation → what it is called; the last that there is is the result.
@@ -68,7 +69,7 @@ def read_markers(path: Path, most: int) -> Markers:
         for group, gene, *numbers in reader:
             n_read[group] = n = n_read.get(group, 0) + 1
             if n <= most:
-                rows.append([group, gene, *map(_number, numbers)])
+                rows.append([unescaped(group), unescaped(gene), *map(_number, numbers)])
     return Markers(columns, rows)
 
 

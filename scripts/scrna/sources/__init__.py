@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from scrna.errors import UserError
+from scrna.file_formats import ADVICE, HDF5, HEAD, described
+from scrna.source_address import check_file
 from scrna.sources.base import Block, Source
 
 __all__ = ["Block", "Source", "open_source"]
@@ -49,6 +51,7 @@ def open_source(
         if not file.exists():
             msg = f"{file} does not exist: check the path in datasets.NAME.source"
             raise UserError(msg)
+        check_file("the source", str(file))
     if len(files) == 1 and files[0].is_dir():
         files = sorted(file for file in files[0].iterdir() if file.is_file())
         if not files:
@@ -87,9 +90,10 @@ def _told_kind(files: list[Path]) -> str:
 
     file = files[0]
     with file.open("rb") as stream:
-        head = stream.read(8)
-    if head != b"\x89HDF\r\n\x1a\n":
-        msg = f"{file.name} is not a file of a known kind ({_told(file.name, head)}): {_ACCEPTED}"
+        head = stream.read(HEAD)
+    if not head.startswith(HDF5):
+        found = described(file.name, head)
+        msg = f"{file.name} is not a file of a known kind ({found}): {_ACCEPTED}"
         raise UserError(msg)
     with open_hdf5(file) as hdf5:
         if "obs" in hdf5 and "var" in hdf5:
@@ -98,18 +102,13 @@ def _told_kind(files: list[Path]) -> str:
             return "10x_h5"
         msg = (
             f"{file.name} is HDF5, but neither AnnData (no obs and var) nor 10x (no group with "
-            f"barcodes); it holds {', '.join(hdf5) or 'nothing'}: {_ACCEPTED}"
+            f"barcodes); it holds {', '.join(hdf5) or 'nothing'}{_other_hdf5(hdf5)}: {_ACCEPTED}"
         )
         raise UserError(msg)
 
 
-def _told(name: str, head: bytes) -> str:
-    if not head:
-        return "it is empty"
-    if ".mtx" in name:
-        return "name the folder that it lies in, with its genes and barcodes"
-    if head.startswith(b"\x1f\x8b"):
-        return "it is gzipped: unpack it first"
-    if head.lstrip().lower().startswith((b"<!doc", b"<html")):
-        return "it is a web page"
-    return f"it starts with {head!r}"
+def _other_hdf5(file) -> str:
+    """Say which other program's file this is, where its groups tell."""
+    marks = {".loom": {"row_attrs", "col_attrs"}, ".h5mu": {"mod"}, ".h5seurat": {"cell.names"}}
+    found = [suffix for suffix, groups in marks.items() if groups <= set(file)]
+    return f"; it is {ADVICE[found[0]]}" if found else ""

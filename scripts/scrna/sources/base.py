@@ -119,7 +119,7 @@ def intact(where: str) -> Iterator[None]:
         yield
     except PermissionError:
         raise
-    except (OSError, EOFError, zlib.error, KeyError) as error:
+    except (OSError, EOFError, zlib.error, KeyError, RuntimeError) as error:
         why = "the file is damaged or cut off; get it again"
         if "filter" in str(error) or "plugin" in str(error):
             why = "it is compressed in a way that HDF5 does not know here; write it with gzip"

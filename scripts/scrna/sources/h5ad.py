@@ -21,6 +21,7 @@ from scrna.sources.hdf5 import (
     dense_blocks,
     open_hdf5,
 )
+from scrna.sources.hdf5_checks import check_sizes
 
 
 class H5adSource(Source):
@@ -46,6 +47,8 @@ class H5adSource(Source):
         self._memory = memory
         self._stack = ExitStack()
         self._file = self._stack.enter_context(open_hdf5(path))
+        with intact(str(path)):
+            check_sizes(self._file)
         missing = [name for name in ("obs", "var") if name not in self._file]
         if missing:
             msg = f"{path.name} is no AnnData file: it has no {' and no '.join(missing)}"

@@ -1,6 +1,7 @@
 """Matrices in HDF5 files, read by blocks of cells: CSR, CSC and dense."""
 
 import os
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +15,14 @@ from scrna.counts import in_order, row_ranges
 from scrna.errors import UserError
 from scrna.log import log
 from scrna.progress import Progress
-from scrna.sources.base import BLOCK_NNZ, Block, NotMatrix, n_threads
+from scrna.sources.base import BLOCK_NNZ, Block, NotMatrix, intact, n_threads
+from scrna.sources.hdf5_checks import check_links
 
 _DEFLATE, _SHUFFLE = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE
 _DENSE_BYTES = 2**26  # of a dense block
+_DENSE_VALUES = 64  # blocks' values in a dense block of higher chunks: all non-zero, 2 GB at work
 _CSC_BYTES = 2**28  # at work while cells are collected
+_LARGE_CHUNK = 4  # blocks: a larger one is kept inflated, for the blocks that are in it
 _ROW_BYTES = 40  # of a cell that is collected, beside its values
 
 
@@ -33,6 +37,8 @@ def open_hdf5(path: Path) -> Iterator[h5py.File]:
         msg = f"{path} does not open as HDF5, it is damaged or cut off; get it again ({error})"
         raise UserError(msg) from error
     with file:
+        with intact(str(path)):
+            check_links(file)
         yield file
 
 
@@ -41,7 +47,8 @@ class Column:
 
     HDF5 lets one thread in at a time and inflates one chunk after the other, at some 200 MB/s: by
     far the slowest part of a conversion. So the bytes of plain and gzipped datasets are read from
-    the file itself and inflated by the thread that asks. Other filters are left to HDF5.
+    the file itself and inflated by the thread that asks. Other filters are left to HDF5. Of chunks
+    that hold many blocks, as R's rhdf5 writes them, the last one stays inflated.
 
     Parameters
     ----------
@@ -59,11 +66,19 @@ class Column:
         self._is_direct = is_plain and filters in ([], [_DEFLATE], [_SHUFFLE, _DEFLATE])
         self._is_deflated = _DEFLATE in filters
         self._is_shuffled = _SHUFFLE in filters
+        self._is_large = self.chunk > _LARGE_CHUNK * BLOCK_NNZ
+        self._kept: tuple[int, np.ndarray] | None = None  # the last large chunk: start, values
+        self._lock = threading.Lock()
         self._path = dataset.file.filename
         self._offset = None if self.chunk else dataset.id.get_offset()  # of one that is in a piece
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @property
+    def n_together(self) -> int:
+        """Values that had better be read at once: those of a chunk, unless it stays inflated."""
+        return 0 if self._is_large else self.chunk
 
     def __getitem__(self, span: slice) -> np.ndarray:
         n = span.stop - span.start
@@ -91,12 +106,35 @@ class Column:
         if not self._is_deflated:
             _read_into(file, part, where.byte_offset + skip * dtype.itemsize)
             return
+        if not self._is_large:
+            values = self._inflated(file, where)
+        else:
+            with self._lock:
+                if self._kept is None or self._kept[0] != start:
+                    self._kept = None  # before the next one
+                    self._kept = start, self._inflated(file, where)
+                values = self._kept[1]
+        part[:] = values[skip : skip + len(part)]
+
+    def _inflated(self, file: int, where: h5py.h5d.StoreInfo) -> np.ndarray:
+        """Inflate a chunk, to its size and no further."""
+        dtype = self.dataset.dtype
+        n_bytes = self.chunk * dtype.itemsize
+        if where.size > n_bytes + n_bytes // 100 + 1024:  # deflate never adds as much
+            msg = f"a chunk of {n_bytes:,} bytes takes {where.size:,} bytes, compressed"
+            raise zlib.error(msg)
         packed = np.empty(where.size, np.uint8)
         _read_into(file, packed, where.byte_offset)
-        raw = np.frombuffer(zlib.decompress(packed, bufsize=self.chunk * dtype.itemsize), np.uint8)
+        inflate = zlib.decompressobj()
+        raw = inflate.decompress(packed, n_bytes)
+        if len(raw) < n_bytes or inflate.decompress(inflate.unconsumed_tail, 1):
+            msg = f"a chunk inflates to {'more' if len(raw) == n_bytes else 'less'} than its values"
+            raise zlib.error(msg)
+        del packed
+        raw = np.frombuffer(raw, np.uint8)
         if self._is_shuffled:
             raw = np.ascontiguousarray(raw.reshape(dtype.itemsize, -1).T).reshape(-1)
-        part[:] = raw.view(dtype)[skip : skip + len(part)]
+        return raw.view(dtype)
 
 
 def _read_into(file: int, values: np.ndarray, offset: int) -> None:
@@ -164,7 +202,8 @@ def csr_blocks(
         numbers = start + np.flatnonzero(wanted)
         return Block(numbers, block if wanted.all() else block[wanted])
 
-    n_values = max(BLOCK_NNZ, data.chunk)  # a chunk is inflated whole, so a block is at least one
+    # a chunk is inflated whole, so a block is at least one
+    n_values = max(BLOCK_NNZ, data.n_together)
     ranges = (rows for rows in row_ranges(indptr, n_values) if cells[slice(*rows)].any())
     yield from in_order(read, ranges, n_threads(n_values))
 
@@ -231,7 +270,7 @@ class _Csc:
         self._data, self._indices, self._indptr = data, indices, indptr
         self._shape, self._cells = shape, cells
         self._dtype = _number_type(data.dtype)
-        self._n_values = max(BLOCK_NNZ // 4, data.chunk)
+        self._n_values = max(BLOCK_NNZ // 4, data.n_together)
         self.value_bytes = self._dtype.itemsize + 4
 
     def row_sizes(self) -> np.ndarray:
@@ -310,11 +349,13 @@ def dense_blocks(dataset: h5py.Dataset, cells: np.ndarray, *, memory: int) -> It
     if chunk <= n_rows:
         n_rows -= n_rows % chunk
     else:
-        n_rows = min(chunk, max(1, memory // row_bytes))
+        most = min(memory // row_bytes, _DENSE_VALUES * BLOCK_NNZ // max(1, n_vars))
+        n_rows = min(chunk, max(1, most))
 
     def read(start: int) -> Block:
         wanted = cells[start : start + n_rows]
-        values = dataset[start : start + n_rows][wanted]
+        values = dataset[start : start + n_rows]
+        values = values if wanted.all() else values[wanted]
         block = sparse.csr_matrix(values.astype(dtype, copy=False))
         return Block(start + np.flatnonzero(wanted), block)
 

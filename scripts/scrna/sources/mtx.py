@@ -1,11 +1,10 @@
 """10x mtx folders: matrix.mtx, features.tsv or genes.tsv, barcodes.tsv, gzipped or not."""
 
 import csv
-import gzip
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
@@ -15,6 +14,7 @@ from scrna.errors import UserError
 from scrna.log import log
 from scrna.sources.base import BLOCK_NNZ, Block, Source, intact
 from scrna.sources.tenx import gene_mask
+from scrna.sources.text import BoundedText
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,11 @@ _PARTS = {
     "barcodes": ("barcodes.tsv", "barcodes.tsv.gz"),
 }
 _Entries = tuple[np.ndarray, np.ndarray, np.ndarray]  # gene, cell, value
-_FIELDS = ("integer", "real")
+_FIELDS = (["integer"], ["real"])
+_HEADER_BYTES = 2**20
+_ENTRY_TEXT = 100  # bytes of the text of one entry, at most
+_NAMES_BYTES = 2**28  # of the text of a table of names: 14 million barcodes
+_NAMES = {"features": 5_000_000, "barcodes": 2**24}  # lines
 _ENTRY_BYTES = 40  # of one entry while a matrix is sorted in memory
 
 
@@ -50,9 +54,10 @@ class MtxSource(Source):
         self._parts = {part: _only(files, part, names, folder) for part, names in _PARTS.items()}
         self.files = list(self._parts.values())
         self._memory = memory
+        _check_links(self.files, folder)
         with intact(f"a table of {folder}"):
-            features = _read_table(self._parts["features"])
-            self._barcodes = _read_table(self._parts["barcodes"])[0]
+            features, barcodes = (_read_table(self._parts[part], n) for part, n in _NAMES.items())
+        self._barcodes = barcodes[0]
         columns = {1: "gene_symbols", 2: "feature_types"}
         self._var = features.set_axis(features[0].array)[[c for c in columns if c in features]]
         self._var = self._var.rename(columns=columns)
@@ -75,8 +80,10 @@ class MtxSource(Source):
         """Read the matrix in blocks of cells, genes alone."""
         path = self._parts["matrix"]
         n_vars = len(self._var)
-        with intact(str(path)), _opened(path) as stream:
+        text = BoundedText(path, max_bytes=_HEADER_BYTES, max_lines=_HEADER_BYTES)
+        with intact(str(path)), text as stream:
             nnz = self._check_header(stream)
+            stream.max_bytes = stream.max_lines = _HEADER_BYTES + nnz * _ENTRY_TEXT
             entries = _entries(stream, path, nnz, (n_vars, self.n_obs))
             for start, stop, (genes, numbers, values) in self._by_cell(entries, nnz):
                 wanted = cells[start:stop]
@@ -89,23 +96,28 @@ class MtxSource(Source):
                     start + np.flatnonzero(wanted), block if wanted.all() else block[wanted]
                 )
 
-    def _check_header(self, stream: IO[bytes]) -> int:
+    def _check_header(self, stream: BoundedText) -> int:
         """Read up to the sizes, check them against the tables, and return the number of entries."""
         path = self._parts["matrix"]
         kind = stream.readline().decode(errors="replace").lower().split()
         if kind[:3] != ["%%matrixmarket", "matrix", "coordinate"]:
             msg = f"{path} is no sparse Matrix Market file: it starts with {' '.join(kind)[:60]!r}"
             raise UserError(msg)
-        if kind[3] not in _FIELDS or kind[4] != "general":
-            msg = f"{path} holds {' '.join(kind[3:])} entries, not counts (integer general)"
+        if kind[3:4] not in _FIELDS or kind[4:] != ["general"]:
+            found = " ".join(kind[3:])[:60] or "unnamed"
+            msg = (
+                f"{path} holds {found} entries, not counts; its first line should be "
+                "'%%MatrixMarket matrix coordinate integer general'"
+            )
             raise UserError(msg)
         while (line := stream.readline()).startswith(b"%"):
             pass
-        sizes = [int(word) for word in line.split() if word.isdigit()]
+        sizes = [int(word) for word in line.split() if word.isdigit() and len(word) < 16]
         expected = [len(self._var), self.n_obs]
         if len(sizes) != 3 or sizes[:2] != expected:
+            said = line.decode(errors="replace").strip()[:60]
             msg = (
-                f"{path} says that its size is {line.decode(errors='replace').strip()!r}, but "
+                f"{path} says that its size is {said!r}, but "
                 f"{self._parts['features'].name} has {expected[0]:,} features and "
                 f"{self._parts['barcodes'].name} has {expected[1]:,} barcodes"
             )
@@ -157,7 +169,9 @@ class MtxSource(Source):
             yield tuple(part[here] for part in parts)
 
 
-def _entries(stream: IO[bytes], path: Path, nnz: int, shape: tuple[int, int]) -> Iterator[_Entries]:
+def _entries(
+    stream: BoundedText, path: Path, nnz: int, shape: tuple[int, int]
+) -> Iterator[_Entries]:
     """Read the entries, in pieces: genes and cells from 0, values."""
     import pandas as pd
 
@@ -170,6 +184,8 @@ def _entries(stream: IO[bytes], path: Path, nnz: int, shape: tuple[int, int]) ->
             )  # fmt: skip
             for piece in table:
                 found += len(piece)
+                if found > nnz:
+                    break
                 genes, cells = piece["gene"].to_numpy() - 1, piece["cell"].to_numpy() - 1
                 _check_range(path, genes, shape[0], "feature")
                 _check_range(path, cells, shape[1], "barcode")
@@ -180,7 +196,8 @@ def _entries(stream: IO[bytes], path: Path, nnz: int, shape: tuple[int, int]) ->
             msg = f"{path} has a line that is not three numbers after {found:,} entries: {error}"
             raise UserError(msg) from error
     if found != nnz:
-        msg = f"{path} has {found:,} entries where it announces {nnz:,}: it is cut off or damaged"
+        there = "more" if found > nnz else f"{found:,}"
+        msg = f"{path} has {there} entries where it announces {nnz:,}: it is cut off or damaged"
         raise UserError(msg)
 
 
@@ -206,18 +223,35 @@ def _only(files: list[Path], part: str, names: tuple[str, ...], folder: Path) ->
     raise UserError(msg)
 
 
-def _opened(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+def _check_links(files: list[Path], folder: Path) -> None:
+    """Refuse links that lead out of the folder: it may come from somebody else."""
+    inside = folder.resolve()
+    for file in files:
+        target = file.resolve()
+        if not target.is_relative_to(inside):
+            msg = (
+                f"{file} is a link that leads out of its folder, to {target}: name the folder with "
+                "the files themselves, or copy them (cp -rL)"
+            )
+            raise UserError(msg)
 
 
-def _read_table(path: Path) -> "pd.DataFrame":
+def _read_table(path: Path, max_lines: int) -> "pd.DataFrame":
     """Read a table of strings without a header; quotes and NA are names like others."""
     import pandas as pd
 
     try:
-        return pd.read_csv(
-            path, sep="\t", header=None, dtype=str, quoting=csv.QUOTE_NONE, keep_default_na=False
-        )
+        with BoundedText(path, max_bytes=_NAMES_BYTES, max_lines=max_lines) as stream:
+            return pd.read_csv(
+                stream,
+                sep="\t",
+                header=None,
+                dtype=str,
+                quoting=csv.QUOTE_NONE,
+                keep_default_na=False,
+            )
+    except UserError:
+        raise
     except ValueError as error:
         msg = f"{path} is no table of names: {error}"
         raise UserError(msg) from error

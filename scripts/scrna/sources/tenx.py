@@ -13,6 +13,7 @@ from scrna.cells import CellTable, Text
 from scrna.errors import UserError
 from scrna.sources.base import Block, Source, intact
 from scrna.sources.hdf5 import Column, checked_indptr, csr_blocks, open_hdf5
+from scrna.sources.hdf5_checks import check_sizes
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +36,8 @@ class TenxSource(Source):
         self.files = [path]
         self._stack = ExitStack()
         self._file = self._stack.enter_context(open_hdf5(path))
+        with intact(str(path)):
+            check_sizes(self._file)
         self._group = _matrix_group(self._file, path.name)
         with intact(path.name):
             self._var = self._read_var()
