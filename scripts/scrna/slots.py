@@ -27,7 +27,9 @@ from scrna.files import replacing
 _PIECE = 2**23  # bytes of an array that are digested at once
 _THREADS = 4
 _PROVENANCE = "provenance"  # among the digests, whose other names have a slash
-h5py.get_config().track_order = True  # slots come back in the order in which they were written
+#: Slots come back in the order in which they were written. It is asked for group by group: h5py's
+#: own setting is that of the whole process, and goes for what other libraries write, too.
+_ORDERED = {"track_order": True}
 
 
 class Categories(NamedTuple):
@@ -55,8 +57,10 @@ def write(
     """
     from scrna.step import provenance
 
-    with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+    with replacing(path) as temporary, h5py.File(temporary, "w", **_ORDERED) as file:
         for name, value in elements.items():
+            if (slot := name.rpartition("/")[0]) and slot not in file:
+                file.create_group(slot, **_ORDERED)
             _write_element(file, name, value)
         known = _in_memory(elements)
         digests = {name: _digest(file[name], known, f"{name}/") for name in _names(file)}
@@ -247,7 +251,7 @@ def _write_element(file: h5py.File, name: str, value: Any) -> None:
         element = file.create_dataset(name, data=value)
         element.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     elif isinstance(value, Categories):
-        group = file.create_group(name)
+        group = file.create_group(name, **_ORDERED)
         group.attrs.update(
             {"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": False}
         )
@@ -258,7 +262,7 @@ def _write_element(file: h5py.File, name: str, value: Any) -> None:
         )
         element.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
     elif isinstance(value, Mapping):
-        group = file.create_group(name)
+        group = file.create_group(name, **_ORDERED)
         group.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
         for key, item in value.items():
             _write_element(file, f"{name}/{key}", item)
