@@ -4,8 +4,9 @@
 
 Simulates the datasets and runs them to their qc and their size factors, in a folder of its own that
 is removed where nothing failed. ``--cores 2``, the default, runs two steps at the same time, each
-with one thread. All numbers are then computed again from the counts with NumPy and compared: a dataset whose file is
-missing has failed, one whose numbers differ is wrong. Ends with 1 if there is one of either.
+with one thread. All numbers are then computed again from the counts with NumPy and compared: a
+dataset whose file is missing has failed, one whose numbers differ is wrong. Ends with 1 if there is
+one of either.
 """
 
 import argparse
