@@ -1,5 +1,6 @@
 # make run    set up everything and run the workflow: the demo, or what config/config.yaml says
 # make test   set up everything and run the tests
+# make test-portable  the unit tests as on other processors, threads, locales and time zones; an hour
 # make lint   the linters, as CI runs them
 # make pins   compile envs/*.txt and envs/*.yaml again from pyproject.toml
 # make clean  take away the environment and the tools; results stay
@@ -14,7 +15,7 @@ PROFILE := $(if $(GPU),spark,cpu)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHON
 
-.PHONY: run test lint pins clean env
+.PHONY: run test test-portable lint pins clean env
 
 run: env
 	snakemake --profile $(PROFILE) $(ARGS)
@@ -22,6 +23,9 @@ run: env
 
 test: env
 	pytest -n 2 --dist loadfile $(ARGS)
+
+test-portable: env
+	python tests/portable.py $(ARGS)
 
 lint: env
 	ruff check

@@ -21,6 +21,12 @@ workflow/test_running unit/test_cluster unit/test_opens_everywhere workflow/test
 workflow/test_interrupts workflow/test_reruns workflow/test_config_cases unit/test_real_data
 unit/test_neighbors browser/test_cellmap unit/test_code
 """.split()
+#: The unit tests that compare numbers which a processor's rounding may change: marked `numeric`.
+NUMERIC = """
+blocks clusters counts csv_table expression figures filter final harmony hvg integration
+marker_figures markers neighbors normalize opens_everywhere pca qc real_data simulate trajectory
+tsne umap
+""".split()
 
 
 @cache
@@ -38,13 +44,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first, and skip the tests marked `gpu` where there is no GPU.
+    """Put the longest files first, mark the numeric ones, skip those marked `gpu` without a GPU.
 
     Where there is one, the GPU stack may warn.
     """
     rank = {f"{ROOT}/tests/{name}.py": number for number, name in enumerate(FIRST)}
     items.sort(key=lambda item: rank.get(str(item.path), len(FIRST)))
+    numeric = {f"{ROOT}/tests/unit/test_{name}.py" for name in NUMERIC}
     for item in items:
+        if str(item.path) in numeric:
+            item.add_marker(pytest.mark.numeric)
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.filterwarnings("default"))
             if not has_gpu():

@@ -91,9 +91,11 @@ def each(
                 _machine["threads"],
             )
         else:
-            shared = client.scatter(args, broadcast=True) if args else ()
+            # The arguments go with each task. Scattered, they would lie under keys made of their
+            # content, which steps that run at the same time share: one that ends takes them away
+            # from the other.
             calls = [
-                client.submit(_call, function, store.path, span, backend, *shared, pure=False)
+                client.submit(_call, function, store.path, span, backend, *args, pure=False)
                 for span in spans
             ]
             results = (call.result() for call in calls)
@@ -306,12 +308,13 @@ def _lazy(
 
             pool = stack.enter_context(ThreadPoolExecutor(_machine["threads"]))
             stack.enter_context(dask.config.set(scheduler="threads", pool=pool))
-        stack.enter_context(passes.told(step, wanted.shape[0], client))
+        topic = stack.enter_context(passes.told(step, wanted.shape[0], client))
         try:
             if there and client is None:
                 yield _from_kept(there.blocks, genes, backend)
                 return
-            lazy = _held(_in_blocks(store, backend, cells, used, factor), nnz, backend, client)
+            lazy = _in_blocks(store, backend, cells, used, factor, topic)
+            lazy = _held(lazy, nnz, backend, client)
             if genes is None and _blocks:
                 _keep(keys["blocks"], _blocks, backend)
             yield lazy
@@ -334,7 +337,7 @@ def _keep(key: tuple | None, matrix: Sequence[Any], backend: str) -> None:
         cache.put(key, matrix)
 
 
-def _in_blocks(store: Counts, backend: str, cells, genes, factor):
+def _in_blocks(store: Counts, backend: str, cells, genes, factor, topic: str | None):
     """Make the Dask array that reads kept cells and genes, a block of cells a chunk."""
     import dask
     import dask.array as da
@@ -349,18 +352,20 @@ def _in_blocks(store: Counts, backend: str, cells, genes, factor):
         mask = cells[slice(*span)]
         stop = done + int(mask.sum())
         own = None if factor is None else factor[done:stop]
-        part = dask.delayed(_taken)(store.path, span, mask, columns, own, backend)
+        part = dask.delayed(_taken)(store.path, span, mask, columns, own, backend, topic)
         parts.append(da.from_delayed(part, (stop - done, n_genes), dtype=np.float32, meta=meta))
         done = stop
     return da.concatenate(parts)
 
 
-def _taken(path: Path, span: tuple[int, int], mask, columns, factor, backend: str):
+def _taken(
+    path: Path, span: tuple[int, int], mask, columns, factor, backend: str, topic: str | None
+):
     """Read a block of the kept cells and genes, log-normalised where there is a factor."""
     store = _opened(path)
     block = store.take(*span, backend, mask, columns)
     data = block.data if factor is None else log_normalize(block, factor)
-    passes.tell(block.stop)
+    passes.tell(block.stop, topic)
     n_genes = store.shape[1] if columns is None else len(columns)
     return csr_matrix((data, block.indices, block.indptr), (block.stop, n_genes), backend)
 

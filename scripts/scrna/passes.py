@@ -1,14 +1,12 @@
 """Progress of work on blocks that reads all cells, and may do so several times."""
 
 import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from threading import Lock
 
 from scrna.progress import Progress
-
-#: The Dask event in which workers tell of the cells that they have read.
-_TOPIC = "scrna-blocks"
 
 
 def in_worker() -> bool:
@@ -51,26 +49,43 @@ _watched: _Passes | None = None
 
 
 @contextmanager
-def told(step: str, n_cells: int, client) -> Iterator[None]:
-    """Log how far reading is, wherever it is done."""
+def told(step: str, n_cells: int, client) -> Iterator[str | None]:
+    """Log how far reading is, wherever it is done.
+
+    Parameters
+    ----------
+    step, n_cells
+        What is logged: the step, and the cells of a pass.
+    client
+        Dask's, where the workers of a cluster read; None where threads of this process do.
+
+    Yields
+    ------
+    The Dask event in which the workers tell of the cells that they have read, this step's alone:
+    others may run on the same cluster. None without a client.
+    """
     global _watched
-    _watched = passes = _Passes(step, n_cells)
-    if client is not None:
-        client.subscribe_topic(_TOPIC, lambda event: passes.update(event[1]))
+    passes = _Passes(step, n_cells)
+    topic = None if client is None else f"scrna-blocks-{uuid.uuid4().hex}"
+    if topic is None:
+        _watched = passes
+    else:
+        client.subscribe_topic(topic, lambda event: passes.update(event[1]))
     try:
-        yield
+        yield topic
         passes.close()
     finally:
-        _watched = None
-        if client is not None:
-            client.unsubscribe_topic(_TOPIC)
+        if topic is None:
+            _watched = None
+        else:
+            client.unsubscribe_topic(topic)
 
 
-def tell(n: int) -> None:
-    """Count cells as read: here, or for the process that follows this worker."""
-    if in_worker():
+def tell(n: int, topic: str | None) -> None:
+    """Count cells as read: here, or for the process that follows this topic of a Dask cluster."""
+    if topic is not None:
         from distributed import get_worker
 
-        get_worker().log_event(_TOPIC, n)
+        get_worker().log_event(topic, n)
     elif _watched is not None:
         _watched.update(n)

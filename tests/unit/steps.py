@@ -32,6 +32,12 @@ from scripts.umap import umap
 from scrna import config, slots
 from scrna.store import CSRWriter, new_store, write_tables
 
+#: The most that rounding to float32 changes a number, as a share of it.
+UNIT = float(np.finfo(np.float32).eps) / 2
+#: The same of log1p(count / factor) in float32: the target, the factor and the quotient are rounded
+#: once each; NumPy's log1p, whose loops differ by processor, is off by up to 4 units in the last
+#: place, of two `UNIT` each; and log1p makes no relative error larger.
+LOG_ERROR = (3 + 8) * UNIT
 CPU = {"backend": "cpu"}
 SEEDED = CPU | {"seed": 0}
 MORE = "backend seed threads batch_key label_key label_missing n_pcs execution annotations".split()

@@ -2,14 +2,15 @@
 
 import logging
 import sys
-from contextlib import nullcontext
+import time
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import pytest
 
 from scripts.hvg import hvg
 from scripts.markers import markers
-from scripts.normalize import normalize
+from scripts.normalize import block_totals, normalize
 from scripts.pca import pca
 from scripts.qc import qc
 from scrna import blocks, passes, slots
@@ -216,6 +217,63 @@ def test_a_cluster_of_two_workers_gives_the_same(files, simulated, settings, tmp
         for slot, values in expected.items():
             if slot != "uns/hvg":
                 np.testing.assert_allclose(found[slot], values, rtol=1e-6)
+
+
+@pytest.fixture
+def two_clients(monkeypatch):
+    """The clients of two steps that run at the same time on one cluster."""
+    from distributed import Client, LocalCluster
+
+    own = {"n_workers": 2, "threads_per_worker": 1, "processes": False}
+    own["dashboard_address"] = "127.0.0.1:0"
+    with LocalCluster(**own) as cluster, Client(cluster) as one, Client(cluster) as other:
+        turns = iter([one, other])
+
+        @contextmanager
+        def next_client(*args, **kwargs):
+            client = next(turns)
+            with client.as_current():
+                yield client
+
+        monkeypatch.setattr(blocks, "_cluster", next_client)
+        yield one, other
+
+
+def test_steps_at_the_same_time_share_no_task_of_a_cluster(two_clients, simulated, files):
+    """Dask drops what one client let go, and what another sends at that moment with it."""
+    store = Counts(files[0])
+    genes = slots.read(files[1], "var/keep")
+    own = (block_totals, store, "cpu", genes, "cpu")
+    running = [blocks.each(*own, label=label) for label in ("qc", "normalize")]
+    parts = [[next(each)] for each in running]  # both are in the middle
+    keys = [set(client.futures) for client in two_clients]
+    assert all(len(of_one) >= len(store.ranges()) for of_one in keys)
+    assert not keys[0] & keys[1]
+    expected = np.asarray(simulated.adata.X[:, np.flatnonzero(genes)].sum(axis=1)).ravel()
+    for part, each in zip(parts, running, strict=True):
+        np.testing.assert_array_equal(np.concatenate([*part, *each]), expected)
+
+
+def test_matrices_at_the_same_time_share_no_task_and_no_progress(two_clients, files, monkeypatch):
+    read = {}
+    monkeypatch.setattr(
+        passes._Passes, "update", lambda self, n: read.setdefault(self._step, []).append(n)
+    )
+    with (
+        blocks.matrix("pca", *files, backend="cpu", asked="blocks") as one,
+        blocks.matrix("hvg", *files, backend="cpu", asked="blocks") as other,
+    ):
+        keys = [set(client.futures) for client in two_clients]
+        assert all(keys)
+        assert not keys[0] & keys[1]
+        assert (one.compute() != other.compute()).nnz == 0
+        end = time.monotonic() + 60
+        while sum(map(sum, read.values())) < 2 * one.shape[0] and time.monotonic() < end:
+            time.sleep(0.01)  # what workers tell comes by itself
+    assert {step: sum(cells) for step, cells in read.items()} == {
+        "pca": one.shape[0],
+        "hvg": one.shape[0],
+    }
 
 
 @pytest.mark.parametrize(

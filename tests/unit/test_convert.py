@@ -108,7 +108,7 @@ def test_the_store_and_its_summary(do, tmp_path, small_blocks):
     }
     assert {key: summary[key] for key in expected} == expected
     assert summary["provenance"]["parameters"]["dataset"] == "toy"
-    assert set(summary) == {*expected, "digest", "provenance"}
+    assert set(summary) == {*expected, "checksum", "digest", "provenance"}
 
 
 def with_raw(X, **slots):

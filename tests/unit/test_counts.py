@@ -5,6 +5,7 @@ import scipy.sparse as sp
 
 from scrna import counts as counts_module
 from scrna.counts import Block, Counts, cut, in_order, log_normalize, row_ranges
+from tests.unit.steps import LOG_ERROR
 
 BLOCK_SIZES = [1, 13, 60, 2**24]
 
@@ -183,7 +184,7 @@ def test_size_factors_are_those_of_the_cells_taken(store, X, masks, monkeypatch,
     nnz = X[cells][:, genes].nnz
     found = store.matrix("cpu", nnz=nnz, cells=cells, genes=genes, size_factor=factor)
     expected = np.log1p(X[cells][:, genes].toarray() / factor[:, None])
-    np.testing.assert_allclose(found.toarray(), expected, rtol=1e-6)
+    np.testing.assert_allclose(found.toarray(), expected, rtol=LOG_ERROR)
     blocks = [log_normalize(b, factor) for b in store.kept_blocks("cpu", cells, genes)]
     np.testing.assert_array_equal(np.concatenate(blocks), found.data)
 

@@ -12,6 +12,7 @@ from scrna.log import log, send_logs, start_logging
 from scrna.rule import report
 from scrna.step import step
 from scrna.usage import Usage, table, usage_of
+from tests.unit.steps import reseal
 
 
 @pytest.fixture
@@ -177,6 +178,7 @@ def result(job: Job, **record) -> None:
     with h5py.File(path, "a") as file:
         known = json.loads(file.attrs["provenance"])
         file.attrs["provenance"] = json.dumps(known | record)
+    reseal(path)
 
 
 def test_usage_on_the_cpu(job):

@@ -81,10 +81,8 @@ def test_killed_holder_leaves_nothing_behind(start, tmp_path, said):
     waiter = start('gpu_lock("leiden demo/pca")\nprint("mine")\nsys.stdin.read()')
     waiter.stdout.readline()
     holder.kill()
-    killed = time.monotonic()
     assert waiter.stdout.readline().startswith("GPU 0 is free")
     assert waiter.stdout.readline() == "mine\n"
-    assert time.monotonic() - killed < 2.0
     waiter.kill()
     waiter.wait()
     # The dead one's text is still there, and nobody is waited for.

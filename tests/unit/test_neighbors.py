@@ -12,7 +12,7 @@ from scripts.neighbors import APPROXIMATE, neighbors
 from scrna import slots
 from scrna.errors import UserError
 from scrna.graphs import open_graph, representation
-from tests.unit.steps import SEEDED, blobs, settings, write_pca
+from tests.unit.steps import SEEDED, UNIT, blobs, settings, write_pca
 
 pytest_plugins = ["tests.unit.fixtures"]
 
@@ -39,23 +39,77 @@ def recall(graph, array, n=14):
     return (found > 0).mean()
 
 
+def exact_distances(array, metric):
+    """Distances in float64, each row sorted."""
+    array = array.astype(np.float64)
+    if metric == "cosine":
+        array = array / np.linalg.norm(array, axis=1, keepdims=True)
+        return np.sort(1 - array @ array.T, axis=1)
+    return np.sort(np.linalg.norm(array[:, None] - array, axis=2), axis=1)
+
+
+def distance_error(metric, n_comps, largest):
+    """Bound what float32 adds to a distance, whatever the order in which a processor sums.
+
+    The dot product of two unit vectors is a sum of n products, each of them at most 1 in all: off
+    by n roundings at most; so is each of the two lengths, whose root halves it, and 7 more for
+    roots, divisions and the last subtraction. Euclidean distances are summed in float64 and
+    rounded once, on both sides of the root.
+    """
+    return UNIT * ((2 * n_comps + 7) if metric == "cosine" else 2 * largest)
+
+
+def weight_error(distances, k, apart):
+    """Bound how far UMAP's weights may be apart where the distances are so far apart.
+
+    A weight is exp(-(d - rho) / sigma), and rho one of the distances: for the same sigma weights
+    differ by 2 * apart / sigma. UMAP searches each cell's sigma until the weights sum up to log2(k)
+    within a tolerance. Two searches may stop at different ends of it, and where the distances make
+    the sum k times as wrong, they make up for that as well: all weights of a cell move the same
+    way, so that none moves more than the sum. Then a and b become a + b - a * b: twice as far.
+    """
+    from umap.umap_ import SMOOTH_K_TOLERANCE, smooth_knn_dist  # warns when it is imported first
+
+    sigmas, _ = smooth_knn_dist(distances.astype(np.float32), float(k))
+    moved = k * 2 * apart / sigmas.min()
+    return 2 * (2 * SMOOTH_K_TOLERANCE + moved + 8 * UNIT)
+
+
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_the_graph_is_scanpys(demo, tmp_path, metric):
-    array = slots.read(demo["harmony/harmony"], "obsm/X_pca_harmony")
+def test_the_graph_is_scanpys(tmp_path, metric):
+    """Up to rounding.
+
+    scikit-learn multiplies an array by itself with another routine of BLAS (syrk) than a strided
+    view, which is what scanpy has of the first components, by its copy (gemm). On some processors
+    the two add up in different orders.
+    """
+    k, n_pcs = 12, 20
+    array, _ = blobs(200, n_comps=50, spread=1.0, seed=1)
     path = write_pca(tmp_path, array, "harmony")
-    own = {"n_neighbors": 12, "n_pcs": 20, "metric": metric}
+    own = {"n_neighbors": k, "n_pcs": n_pcs, "metric": metric}
     neighbors(path, tmp_path / "neighbors.h5", **settings("neighbors", **SEEDED, **own))
     found = graph_of(tmp_path / "neighbors.h5")
     expected = ad.AnnData(obsm={"X": array})
     sc.pp.neighbors(expected, use_rep="X", random_state=0, **own)
-    for key in ("distances", "connectivities"):
-        assert found.obsp[key].nnz == expected.obsp[key].nnz > 0
-        np.testing.assert_allclose(
-            found.obsp[key].toarray(), expected.obsp[key].toarray(), atol=1e-6
-        )
+
+    exact = exact_distances(array[:, :n_pcs], metric)
+    error = distance_error(metric, n_pcs, exact[:, k].max())
+    assert (exact[:, k] - exact[:, k - 1]).min() > 2 * error  # which ones are nearest is certain
+    graphs = [graph.obsp["distances"].tocsr() for graph in (found, expected)]
+    for graph in graphs:
+        near = np.sort(graph.data.reshape(len(array), k - 1), axis=1)
+        np.testing.assert_allclose(near, exact[:, 1:k], rtol=0, atol=error)
+    assert ((graphs[0] > 0) != (graphs[1] > 0)).nnz == 0
+    apart = abs(graphs[0] - graphs[1]).max()
+    np.testing.assert_allclose(
+        found.obsp["connectivities"].toarray(),
+        expected.obsp["connectivities"].toarray(),
+        rtol=0,
+        atol=weight_error(exact[:, :k], k, apart),
+    )
     params = found.uns["neighbors"]["params"]
-    assert params["n_neighbors"] == 12
-    assert params["n_pcs"] == 20
+    assert params["n_neighbors"] == k
+    assert params["n_pcs"] == n_pcs
     assert params["use_rep"] == "X_pca_harmony"
     assert params["metric"] == metric
     assert found.uns["neighbors"]["connectivities_key"] == "connectivities"

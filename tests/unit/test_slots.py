@@ -183,6 +183,21 @@ def test_slots_keep_their_order(tmp_path):
     assert list(slots.read_all(tmp_path / "a.h5")) == grouped
 
 
+def test_dicts_keep_their_order(tmp_path):
+    wanted = {"z": {"d": np.arange(2), "c": "text"}, "y": sp.eye_array(2, format="csr"), "a": 1.0}
+    slots.write(tmp_path / "a.h5", {"uns/later": wanted, "uns/first": wanted})
+    found = slots.read_all(tmp_path / "a.h5")
+    assert list(found) == ["uns/later", "uns/first"]
+    for value in found.values():
+        assert list(value) == ["z", "y", "a"]
+        assert list(value["z"]) == ["d", "c"]
+
+
+def test_other_files_of_the_process_are_written_as_h5py_does(tmp_path):
+    slots.write(tmp_path / "a.h5", {"obs/z": np.zeros(2)})
+    assert not h5py.get_config().track_order
+
+
 def test_a_slot_that_is_not_there_is_told_with_those_that_are(tmp_path):
     slots.write(tmp_path / "qc.h5", {"obs/a": np.zeros(2), "var/b": np.zeros(3)})
     with pytest.raises(DamagedError, match=r"qc\.h5 has no 'obs/b'; it holds obs/a, var/b\. Rem"):
