@@ -45,7 +45,7 @@ def elements(path: Path) -> Iterator[tuple[str, Any]]:
 def difference(before: Any, after: Any) -> str | None:
     """Describe how two values differ; None if they are equal, NaN counting as equal to NaN."""
     before, after = np.asarray(before), np.asarray(after)
-    if before.dtype != after.dtype and not {before.dtype.kind, after.dtype.kind} <= set("OTU"):
+    if before.dtype != after.dtype and not {before.dtype.kind, after.dtype.kind} <= {"O", "T", "U"}:
         return f"dtype {before.dtype} became {after.dtype}"
     if before.shape != after.shape:
         return f"shape {before.shape} became {after.shape}"

@@ -183,7 +183,7 @@ def test_slots_keep_their_order(tmp_path):
     assert list(slots.read_all(tmp_path / "a.h5")) == grouped
 
 
-def test_dicts_keep_their_order(tmp_path):
+def test_dicts_of_slots_that_share_a_group_keep_their_order(tmp_path):
     wanted = {"z": {"d": np.arange(2), "c": "text"}, "y": sp.eye_array(2, format="csr"), "a": 1.0}
     slots.write(tmp_path / "a.h5", {"uns/later": wanted, "uns/first": wanted})
     found = slots.read_all(tmp_path / "a.h5")
