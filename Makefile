@@ -1,4 +1,5 @@
 # make run    set up everything and run the workflow: the demo, or what config/config.yaml says
+# make stop   end the workers that runs have left for the next one (worker_keep_minutes)
 # make test   set up everything and run the tests
 # make lint   the linters, as CI runs them
 # make pins   compile envs/*.txt and envs/*.yaml again from pyproject.toml
@@ -14,11 +15,14 @@ PROFILE := $(if $(GPU),spark,cpu)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHON
 
-.PHONY: run test lint pins clean env
+.PHONY: run stop test lint pins clean env
 
 run: env
 	snakemake --profile $(PROFILE) $(ARGS)
 	@echo "The results lie in results/, a folder a dataset; README.md says what they are."
+
+stop:
+	@python3 -P scripts/scrna/engine/__main__.py
 
 test: env
 	pytest -n 2 --dist loadfile $(ARGS)
