@@ -1,4 +1,5 @@
 # make run    set up everything and run the workflow: the demo, or what config/config.yaml says
+# make stop   end the workers that runs have left for the next one (worker_keep_minutes)
 # make test   set up everything and run the tests
 # make test-portable  the unit tests as on other processors, threads, locales and time zones; an hour
 # make lint   the linters, as CI runs them
@@ -15,11 +16,14 @@ PROFILE := $(if $(GPU),spark,cpu)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHON
 
-.PHONY: run test test-portable lint pins clean env
+.PHONY: run stop test test-portable lint pins clean env
 
 run: env
 	snakemake --profile $(PROFILE) $(ARGS)
 	@echo "The results lie in results/, a folder a dataset; README.md says what they are."
+
+stop:
+	@python3 -P scripts/scrna/engine/__main__.py
 
 test: env
 	pytest -n 2 --dist loadfile $(ARGS)

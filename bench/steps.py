@@ -35,6 +35,7 @@ Peak: allocated through RMM in the last call, beside what ``--cache`` keeps.
 """
 
 import argparse
+import gc
 import importlib
 import json
 import logging
@@ -57,11 +58,11 @@ sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 sys.path.append(str(Path(__file__).parents[1]))
 
 from scrna import backend as backends
-from scrna import cache, imports, slots
+from scrna import cache, slots
+from scrna.engine.perform import free_memory
 from scrna.log import send_logs
 from scrna.names import is_clustering
 from scrna.step import perform, start_gpu
-from scrna.worker import free_memory
 
 REPOSITORY = Path(__file__).parents[1]
 _FILTERED = {"counts": "counts.zarr", "filtered": "filter.h5"}
@@ -241,7 +242,7 @@ def begin(backend: str, config: dict[str, Any], *, keep: bool) -> dict[str, floa
         took["start_gpu_s"] = timed("cpu", lambda: start_gpu(**config["gpu"]))
     if keep:
         cache.start()
-    imports.freeze()  # collecting after a step then passes over what the libraries made
+    gc.freeze()  # collecting after a step then passes over what the libraries made
     return took
 
 

@@ -93,14 +93,10 @@ GPU = int(BACKEND == "gpu")
 # and much of a small step is one thread that imports. A job elsewhere has its cores to itself.
 CORES = workflow.cores or 1
 THREADS = max(1, CORES // 2) if workflow.is_main_process else CORES
-# A worker on the GPU takes one step at a time. The process of the next rule may start meanwhile and wait
-# for its turn, with half of a rule's cores each: the other rules keep theirs.
+# The profiles let two GPU steps start. One computes, as the worker and the GPU's lock have it, and the next
+# one waits for its turn, with half of a rule's cores each: the other rules keep theirs.
 NEXT_MAY_WAIT = bool(
-    GPU
-    and CORES >= 4
-    and workflow.is_main_process
-    and config["worker"] != "none"
-    and not is_elsewhere(SCHEDULER)
+    GPU and CORES >= 4 and workflow.is_main_process and not is_elsewhere(SCHEDULER)
 )
 STEP_THREADS = THREADS // 2 if NEXT_MAY_WAIT else THREADS
 # `worker: auto` starts one for as many steps: on a CPU it takes as long as importing scanpy does.
@@ -152,26 +148,6 @@ def in_memory_or_blocks(wildcards, input):
     results are the same.
     """
     return {"execution": DATASETS[wildcards.dataset]["execution"]}
-
-
-def matrix_to_come():
-    """What a warm worker on a GPU reads as it starts, while the clusters are being found: the matrix
-    of the markers, where no step of the run reads it before. None otherwise.
-    """
-    due = [(job.rule.name, job.wildcards) for job in workflow.dag.needrun_jobs()]
-    names = [wildcards.dataset for step, wildcards in due if step == "markers"]
-    if not (GPU and names) or {step for step, _ in due} & {"normalize", "hvg", "pca"}:
-        return None
-    dataset, folder = DATASETS[names[0]], Path("results", names[0]).absolute()
-    files = {
-        "counts": "counts.zarr",
-        "filtered": "filter.h5",
-        "normalized": "normalize.h5",
-    }
-    return {name: str(folder / file) for name, file in files.items()} | {
-        "execution": dataset["execution"],
-        "method": dataset["markers"]["method"],
-    }
 
 
 def checksum(wildcards, output):
@@ -304,32 +280,27 @@ def check_records():
 
 def begin_run():
     """Keep a second run out of this working directory; the kernel lets go when this one ends.
-    Then start the worker that GPU steps run in, or look at the cluster that is there for them.
+    Then find or start the worker that steps run in, or look at the cluster that is there for them.
     """
     global run_lock, engine, begun
-    begun = time.time()
+    begun, engine = time.time(), None
     if not workflow.non_local_exec:
         scheduling.lift_rate_limit(workflow.scheduler)
     try:
         run_lock = directory_lock(os.getcwd())
+        due, may_start = steps_for_worker()
         if SCHEDULER:
-            from scrna.cluster import check_scheduler
+            from scrna.engine.dask_check import check_scheduler
 
             logger.info(check_scheduler(SCHEDULER, BACKEND))
-        elif due := steps_for_worker():
-            from scrna.cluster import start
+        if due:
+            from scrna.engine import run
 
-            at_once = 1 if BACKEND == "gpu" else CORES // THREADS
-            engine = start(
-                config,
-                BACKEND,
-                due,
-                at_once=at_once,
-                threads=THREADS,
-                ahead=matrix_to_come(),
-            )
-            if NEXT_MAY_WAIT:
-                scheduling.admit_one_more(workflow.scheduler, "gpu")
+            at_once = 1 if GPU else CORES // THREADS
+            about = {"at_once": at_once, "threads": THREADS, "may_start": may_start}
+            engine = run.begin(config, BACKEND, due, **about)
+            if engine and engine.first_line:
+                logger.info(engine.first_line)
         for line in stale.clear(
             workflow, DATASETS, is_elsewhere=is_elsewhere(SCHEDULER)
         ):
@@ -339,22 +310,26 @@ def begin_run():
 
 
 def steps_for_worker():
-    """The steps of this run that go to a worker, in their order."""
+    """The steps of this run that go to a worker, in their order, and whether one may be started:
+    where that does not pay, one that is there is used.
+    """
     asked = config["worker"]
-    if asked == "none" or workflow.touch:
-        return []
     jobs = [job.rule.name for job in workflow.dag.needrun_jobs()]
     due = [step for step in parameters.USES_BACKEND if step in jobs]
-    if due and (workflow.non_local_exec or environment(None)):
-        if asked == "auto":
-            return []
+    is_away = workflow.non_local_exec or environment(None)
+    if workflow.touch or (asked == "none" and not SCHEDULER):
+        return [], False
+    if due and is_away and asked == "warm" and not SCHEDULER:
         message = (
             "worker: warm is for steps on this machine, in the environment that Snakemake runs in; "
             "for jobs elsewhere or in conda's environments set worker: none"
         )
         raise UserError(message)
+    if is_away:
+        return [], False
     n_jobs = sum(job in due for job in jobs)
-    return [] if asked == "auto" and n_jobs < FEWEST_FOR_WORKER[BACKEND] else due
+    pays = asked == "warm" or SCHEDULER or n_jobs >= FEWEST_FOR_WORKER[BACKEND]
+    return due, bool(pays)
 
 
 def end_run(logs=None):
@@ -379,6 +354,8 @@ def end_run(logs=None):
         is_new = logs is None or f"final {name}" in done
         if is_new and (there := results_in(folder)):
             logger.info(f"{name}: " + ", ".join(there))
+    if engine and (line := engine.last_line()):
+        logger.info(line)
     gc.freeze()  # else Python looks through all that Snakemake made once more before it ends
 
 

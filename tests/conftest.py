@@ -17,7 +17,8 @@ sys.path += [str(ROOT / "scripts"), str(ROOT)]
 #: The files that pytest-xdist hands out first, since the last to end decides how long all take.
 #: The first makes the complete run, which the next two do not need.
 FIRST = """
-workflow/test_running unit/test_cluster unit/test_opens_everywhere workflow/test_worker
+workflow/test_running unit/engine/test_server unit/test_opens_everywhere workflow/test_worker
+unit/engine/test_steps unit/engine/test_dask
 workflow/test_interrupts workflow/test_reruns workflow/test_config_cases unit/test_real_data
 unit/test_neighbors browser/test_cellmap unit/test_code
 """.split()

@@ -6,6 +6,7 @@ for both.
 """
 
 import ctypes
+import importlib
 from contextlib import suppress
 from functools import cache, partial
 from threading import Thread
@@ -14,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from scrna import imports
 from scrna.numbered import nameless
 
 #: Cells up to which the neighbors that t-SNE starts from are searched exactly on the GPU.
@@ -36,7 +36,7 @@ def load(backend: str) -> SimpleNamespace:
     -------
     ``pp`` and ``tl`` (rapids-singlecell's or scanpy's), ``on_gpu``.
     """
-    library = imports.need({"gpu": "rapids_singlecell", "cpu": "scanpy"}[backend])
+    library = importlib.import_module({"gpu": "rapids_singlecell", "cpu": "scanpy"}[backend])
     return SimpleNamespace(pp=library.pp, tl=library.tl, on_gpu=backend == "gpu")
 
 

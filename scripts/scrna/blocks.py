@@ -20,7 +20,7 @@ from scrna.backend import arrays, csr_matrix, start_gpu, to_host
 from scrna.counts import Counts, columns_of, in_order, kept, log_normalize
 from scrna.log import log
 from scrna.progress import Progress
-from scrna.sizes import BLOCK_NNZ, BYTES_AT_WORK, GPU_MAX_NNZ, csr_bytes, step_bytes
+from scrna.sizes import BLOCK_NNZ, BYTES_AT_WORK
 from scrna.step import note
 
 #: How this process works on blocks; `configure` sets it from the config.
@@ -143,7 +143,6 @@ def matrix(
     Dask computes such an array rightly within the context alone.
     """
     wanted = _wanted(counts, filtered, normalized, genes, backend)
-    cache.settle()
     choice = execution.decide(
         step,
         asked=asked,
@@ -168,44 +167,6 @@ def matrix(
             yield lazy
     else:
         yield _whole(wanted, there)
-
-
-def read_ahead(
-    step: str,
-    counts: Path,
-    filtered: Path,
-    normalized: Path,
-    *,
-    backend: str,
-    copies: int = 1,
-    **settings,
-) -> bool:
-    """Read the log-normalised matrix of all kept genes for a step to come, if there is room.
-
-    Parameters
-    ----------
-    step, **settings
-        That step, and what the memory that it needs depends on.
-    counts, filtered, normalized, backend
-        As in `matrix`.
-    copies
-        How many of the matrix there will be for a moment.
-
-    Returns
-    -------
-    Whether it was read and is kept: not where it is there already, nor where nothing is kept.
-    """
-    wanted = _wanted(counts, filtered, normalized, None, backend)
-    key = wanted.keys["memory"]
-    if key is None or cache.nbytes_of(key) or wanted.nnz > GPU_MAX_NNZ:
-        return False
-    n_obs, n_vars = wanted.shape
-    sizes = {"n_obs": n_obs, "n_vars": n_vars, "nnz": wanted.nnz, "backend": backend}
-    needed = step_bytes(step, **sizes, **settings) + (copies - 1) * csr_bytes(n_obs, wanted.nnz)
-    if needed > execution.usable_memory(backend):
-        return False
-    _whole(wanted, None)
-    return True
 
 
 def gene_values(
@@ -466,22 +427,46 @@ def _cluster(backend: str, nnz: int, *, needs_client: bool = False) -> Iterator[
                 return
         yield None
     elif backend == "gpu" and ((_machine["gpus"] > 1 and spreads) or needs_client):
-        from dask_cuda import LocalCUDACluster
-        from distributed import Client
-
-        with (
-            LocalCUDACluster(
-                n_workers=_machine["gpus"],
-                threads_per_worker=_machine["threads"],
-                protocol=_machine["protocol"],
-                dashboard_address=None,
-            ) as cluster,
-            Client(cluster) as client,
-        ):
-            client.run(start_gpu, **_machine["gpu"])
+        client = _own_cluster()
+        with client.as_current():
             yield client
     else:
         yield None
+
+
+#: The cluster that this process has started over its GPUs, once; it ends with the process.
+_own: list[Any] = []
+
+
+def _own_cluster():
+    """Return the client of a cluster over this process's GPUs, started where it is not there.
+
+    Dask speaks TLS there with a certificate that never leaves the processes' memory: no other user
+    of this machine can run code through it. UCX knows no credentials.
+    """
+    if not _own:
+        from dask_cuda import LocalCUDACluster
+        from distributed import Client
+        from distributed.security import Security
+
+        is_tcp = _machine["protocol"] == "tcp"
+        private = {"protocol": "tls", "security": Security.temporary()} if is_tcp else {}
+        cluster = LocalCUDACluster(
+            n_workers=_machine["gpus"],
+            threads_per_worker=_machine["threads"],
+            dashboard_address=None,
+            **({"protocol": _machine["protocol"]} | private),
+        )
+        client = Client(cluster, set_as_default=False)
+        client.run(start_gpu, **_machine["gpu"])
+        _own.extend([client, cluster])
+    return _own[0]
+
+
+def end_cluster() -> None:
+    """End the cluster over this process's GPUs, where there is one: it holds their memory."""
+    while _own:
+        _own.pop(0).close()
 
 
 def _call(function, path: Path, span: tuple[int, int], backend: str, *args) -> Any:

@@ -6,9 +6,8 @@ nothing reads the same. What was used longest ago goes first where a step needs 
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from threading import Thread, current_thread
 from typing import Any, NamedTuple
 
 from scrna.log import log
@@ -34,8 +33,6 @@ class Kept(NamedTuple):
 
 _kept: OrderedDict[tuple, Kept] = OrderedDict()
 _is_on = False
-#: What reads a matrix into the cache now.
-_reader: Thread | None = None
 
 
 def start() -> None:
@@ -49,19 +46,6 @@ def stop() -> None:
     global _is_on
     _is_on = False
     _kept.clear()
-
-
-def fill(read: Callable[[], None]) -> None:
-    """Have a thread read a matrix that is to be kept; see `settle`."""
-    global _reader
-    _reader = Thread(target=read, name="ahead", daemon=True)
-    _reader.start()
-
-
-def settle() -> None:
-    """Wait until what is being read is there."""
-    if _reader is not None and _reader is not current_thread():
-        _reader.join()
 
 
 def keys_of(backend: str, modes: Sequence[str], files: Sequence[Path]) -> dict[str, tuple | None]:

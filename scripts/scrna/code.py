@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 PACKAGE = Path(__file__).parent
 #: Modules that carry a step but do not make its result: how it is logged, locked or watched.
-CARRIERS = set("errors execution files host lock log machine progress sizes step watch".split())
-CARRIERS |= set("ahead cluster imports passes reader remote rule tasks warmup worker".split())
+CARRIERS = set("engine errors execution files host lock log machine".split())
+CARRIERS |= set("passes progress rule sizes step watch".split())
 
 
 def code_digest(script: Path) -> str:

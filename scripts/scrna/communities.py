@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from scrna import imports
 from scrna.backend import load, to_host
 from scrna.numbered import nameless
 
@@ -130,8 +129,8 @@ def _by_cugraph(graph, function: str, **settings) -> np.ndarray:
     Settings go by name: where another version names them otherwise, the call fails.
     """
     import cupy
+    import pylibcugraph as cugraph
 
-    cugraph = imports.need("pylibcugraph")
     handle = cugraph.ResourceHandle()
     joined = cugraph.SGGraph(
         handle,

@@ -1,13 +1,15 @@
-"""Errors that a user can mend."""
+"""Errors that a user can mend, and how a step's error is logged."""
 
 from collections.abc import Iterable
+
+from scrna.log import log
 
 
 class UserError(ValueError):
     """Something in the data, the config or the machine that the user can put right.
 
     The message names the dataset, file or config key, says what was found and what was expected,
-    and what to do next. `scrna.rule.report` shows it without a traceback; the log has both.
+    and what to do next. `report` shows it without a traceback; the log has both.
     """
 
 
@@ -28,3 +30,10 @@ def did_you_mean(word: object, known: Iterable[str], most: int = 3) -> str:
     folded = {name.casefold(): name for name in known}
     close = get_close_matches(str(word).casefold(), folded, n=most)
     return f"did you mean {' or '.join(folded[name] for name in close)}?" if close else ""
+
+
+def report(error: Exception) -> None:
+    """Log what a step failed of, and its traceback, which the terminal leaves out."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    log.error("%s%s", kind, error)
+    log.error("the traceback, for whoever mends it", exc_info=error)

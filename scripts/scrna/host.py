@@ -1,6 +1,7 @@
 """The host's memory: what the kernel says of it, and what the cgroups around a process leave."""
 
 import ctypes
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -56,6 +57,23 @@ def give_back_freed() -> None:
     """Let the C library give freed memory back; glibc keeps 0.4 GB of it in 2 G non-zeros."""
     with suppress(AttributeError, OSError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def has_other_users(*, proc: Path = PROC, first_uid: int = 1000, nobody: int = 65534) -> bool:
+    """Return whether another person has a process on this machine.
+
+    Parameters
+    ----------
+    proc
+        The file system to ask; for tests.
+    first_uid, nobody
+        Users of services lie below the one, and at the other.
+    """
+    uids = set()
+    for process in proc.glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            uids.add(process.stat().st_uid)
+    return any(first_uid <= uid < nobody for uid in uids - {os.geteuid()})
 
 
 def gib(n: int) -> str:

@@ -178,8 +178,7 @@ def gpu_lock(who: str, gpu_index: int = 0) -> Lock:
     UserError
         The lock's file cannot be used.
     """
-    folder = os.environ.get("SCRNA_LOCK_DIR") or "/tmp"
-    lock = Lock(Path(folder) / f"scrna-gpu-{gpu_index}.lock", mode=0o666)
+    lock = Lock(_gpu_file(gpu_index), mode=0o666)
     try:
         _wait(lock, who, f"GPU {gpu_index}")
     except OSError as error:
@@ -189,6 +188,21 @@ def gpu_lock(who: str, gpu_index: int = 0) -> Lock:
         )
         raise UserError(message) from error
     return lock
+
+
+def is_gpu_in_use(gpu_index: int) -> bool:
+    """Return whether a job holds a GPU's lock; this does not take it, nor write into its file."""
+    try:
+        file = os.open(_gpu_file(gpu_index), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # nobody has used it so far, or nobody can
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(file)
+    return False
 
 
 def directory_lock(path: Path | str) -> Lock:
@@ -227,6 +241,11 @@ def directory_lock(path: Path | str) -> Lock:
         )
         raise UserError(message)
     return lock
+
+
+def _gpu_file(gpu_index: int) -> Path:
+    folder = os.environ.get("SCRNA_LOCK_DIR") or "/tmp"
+    return Path(folder) / f"scrna-gpu-{gpu_index}.lock"
 
 
 def _wait(lock: Lock, who: str, thing: str) -> None:

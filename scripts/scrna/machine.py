@@ -72,6 +72,31 @@ def gpus() -> list[Gpu]:
     return _look()[0]
 
 
+def chosen_gpus(asked: str | int) -> list[Gpu]:
+    """Pick the GPUs that a config asks for.
+
+    Parameters
+    ----------
+    asked
+        ``all`` that are visible, how many of them, or their numbers as nvidia-smi counts: ``0,1``.
+
+    Raises
+    ------
+    UserError
+        If there are not so many, or one of the numbers is not there.
+    """
+    found = gpus()
+    if asked == "all":
+        return found
+    wanted = [int(number) for number in asked.split(",")] if isinstance(asked, str) else None
+    chosen = found[:asked] if wanted is None else [gpu for gpu in found if gpu.index in wanted]
+    if len(chosen) != (asked if wanted is None else len(set(wanted))):
+        there = ", ".join(f"{gpu.index} ({gpu.name})" for gpu in found) or "none"
+        msg = f"gpus is {asked!r}, but the GPUs here are: {there}"
+        raise UserError(msg)
+    return chosen
+
+
 def gpu_problem() -> str | None:
     """Say why RAPIDS cannot use the first GPU here; None where it can."""
     return _look()[1]

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from scrna import remote
-from scrna.errors import UserError
+from scrna.engine import client
+from scrna.engine.protocol import StepFailedError
+from scrna.errors import report
 from scrna.log import log, start_logging
 from scrna.watch import PID_VARIABLE, die_with
 
@@ -43,9 +44,9 @@ def hand_over(script: Path | str, snakemake, function: str | None = None) -> Non
     function = function or script.stem
     job = begin(snakemake)
     with ending():
-        if (cluster := remote.cluster_of(job, function)) is None:
+        if (ended := client.perform(script, function, job)) is None:
             return
-        finish(job, remote.perform(cluster, script, function, job))
+        finish(job, ended)
     sys.exit(0)
 
 
@@ -99,7 +100,7 @@ def ending() -> Iterator[None]:
     except KeyboardInterrupt:
         log.error("stopped by Ctrl-C")
         sys.exit(128 + signal.SIGINT)
-    except remote.StepFailedError:
+    except StepFailedError:
         sys.exit(1)  # its log has come over
     except Exception as error:
         report(error)
@@ -114,8 +115,9 @@ def finish(job: Mapping[str, Any], ended: Mapping[str, Any]) -> None:
     job
         What `begin` made of the rule.
     ended
-        What `scrna.step.perform` or `scrna.remote.perform` returned. Its memory and its wait for
-        the worker go into a file beside the benchmark, whose own figures do not know of either.
+        What `scrna.step.perform` or `scrna.engine.client.perform` returned. Its memory and its
+        wait for the worker go into a file beside the benchmark, whose own figures do not know of
+        either.
     """
     facts = dict(ended["memory"] or {})
     if waited := round(ended.get("waited_s", 0), 1):
@@ -129,13 +131,6 @@ def finish(job: Mapping[str, Any], ended: Mapping[str, Any]) -> None:
             temporary.write_text(json.dumps(facts) + "\n")
     turn = f", {waited:.1f} s of it until the worker had time" if waited else ""
     log.info("%.1f s since the process started%s", _seconds_alive(), turn)
-
-
-def report(error: Exception) -> None:
-    """Log what a step failed of, and its traceback, which the terminal leaves out."""
-    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-    log.error("%s%s", kind, error)
-    log.error("the traceback, for whoever mends it", exc_info=error)
 
 
 def plain(value):

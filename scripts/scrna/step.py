@@ -2,7 +2,7 @@
 
 A step is a function of paths and plain parameters. Its positional parameters are the files that it
 reads and writes, its keyword-only parameters the settings. `step` marks it, `run` calls it from a
-rule's script, in the rule's own process or in a worker that is warm (`scrna.remote`); another
+rule's script, in the rule's own process or in a worker that is warm (`scrna.engine`); another
 runner may call the function itself.
 """
 
@@ -20,9 +20,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from scrna import remote, rule, slots
+from scrna import rule, slots
 from scrna.damage import setting_aside
 from scrna.log import log
+from scrna.names import LIGHT
 from scrna.rule import plain
 
 #: Packages whose versions belong to a result: module → distribution.
@@ -263,14 +264,15 @@ def _on_gpu(name: str, job: Mapping[str, Any], *, is_warm: bool) -> Iterator[Any
     warm worker, which frees what a step leaves, gives them back.
     """
     from scrna import backend, machine
-    from scrna.cluster import chosen_gpus
     from scrna.lock import gpu_lock
 
     machine.resolve_backend("gpu")  # refused here where the run was started on another machine
     asked = job["config"].get("gpus", "all")
-    if asked != "all" and not is_warm:  # a worker's cluster has chosen
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in chosen_gpus(asked))
-    if name not in remote.LIGHT["gpu"]:
+    if asked != "all" and not is_warm:  # a worker's process has chosen
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(
+            gpu.uuid for gpu in machine.chosen_gpus(asked)
+        )
+    if name not in LIGHT["gpu"]:
         backend.load("gpu")
     gpus = machine.gpus()
     with ExitStack() as stack:

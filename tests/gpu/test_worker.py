@@ -1,7 +1,6 @@
-"""The run's own worker on the GPU: its steps, how quickly it answers, and what it leaves behind."""
+"""The worker on the GPU: its steps, how quickly it answers, and what it leaves behind."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -10,13 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scrna import cluster, machine, remote, slots
+from scrna import machine, slots
+from scrna.engine import protocol, run
+from scrna.lock import gpu_lock
+from scrna.watch import process_start
+from tests.unit.engine.toys import eventually, runtime
 
 pytestmark = pytest.mark.gpu
 
-SCRIPTS = Path(cluster.__file__).parents[1]
+SCRIPTS = protocol.SCRIPTS
 CONFIG = {
     "worker": "warm",
+    "worker_keep_minutes": 0,
     "gpus": 1,
     "gpu": {"memory": "async", "pool_gb": 1, "limit_gb": None},
     "memory": {"headroom_gb": 1, "wait_s": 30},
@@ -52,23 +56,24 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def warm(tmp_path_factory):
-    """Start a run's own cluster on the GPU; give the function that runs a rule there."""
+    """Start an engine on the GPU; give the function that runs a rule there."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "toy.py").write_text(TOY)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, runtime():
         patch.chdir(folder)
-        patch.setenv(remote.FOLDER_VARIABLE, "")
+        patch.setenv(protocol.VARIABLE, "")
         start = time.perf_counter()
-        engine = cluster.start(CONFIG, "gpu", ["neighbors"])
-        place = Path(os.environ[remote.FOLDER_VARIABLE])
-        log = folder / ".snakemake/log/cluster.log"
-        while not (place / "cluster.json").exists():
-            assert engine.poll() is None, log.read_text()
-            assert time.perf_counter() - start < 120, log.read_text()
-            time.sleep(0.05)
+        engine = run.begin(CONFIG, "gpu", ["neighbors"])
+
+        def status() -> dict:
+            connection, known = run._ask(engine._path, "status")
+            connection.close()
+            return known
+
+        eventually(lambda: status()["is_ready"])
         print(f"the worker was ready after {time.perf_counter() - start:.1f} s")
 
-        def run(script: Path, files: dict, **settings) -> tuple[int, str, float]:
+        def in_worker(script: Path, files: dict, **settings) -> tuple[int, str, float]:
             rule = {
                 "rule": script.stem,
                 "wildcards": ["toy"],
@@ -86,10 +91,11 @@ def warm(tmp_path_factory):
             print(f"{script.stem}: {seconds:.2f} s\n{done.stderr}")
             return done.returncode, done.stderr, seconds
 
-        run.folder = folder
-        yield run
-        engine.terminate()
-        assert engine.wait(timeout=10) == 0
+        in_worker.folder, in_worker.status = folder, status
+        yield in_worker
+        server = status()["pid"]
+        engine.close()
+        eventually(lambda: process_start(server) is None, 10)
 
 
 def used() -> int:
@@ -165,3 +171,22 @@ def test_after_running_out_of_memory_the_next_step_gets_a_clean_process(warm):
     pids = [slots.read(warm.folder / f"{name}.h5", "obs/pid")[0] for name in ("before", "after")]
     assert pids[0] != pids[1]
     assert used() - before < 0.5 * 2**30
+
+
+def test_an_idle_worker_gives_its_memory_to_whoever_uses_the_gpu(warm):
+    """A pool does not shrink: under `memory: pool` another process takes the worker's place."""
+    eventually(lambda: warm.status()["is_ready"])
+    assert toy(warm, "idle")[0] == 0
+    before = used()
+    assert toy(warm, "held", gb=1)[0] == 0
+    with gpu_lock("another run's step", machine.gpus()[0].index):
+        eventually(lambda: warm.status()["is_ready"] and warm.status()["kept"] == 0, 30)
+        eventually(lambda: used() - before < 0.5 * 2**30, 30)
+    assert toy(warm, "again")[0] == 0
+
+
+def test_it_holds_no_lock_while_it_is_idle(warm):
+    from scrna.lock import is_gpu_in_use
+
+    assert toy(warm, "last")[0] == 0
+    eventually(lambda: not is_gpu_in_use(machine.gpus()[0].index), 5)

@@ -12,14 +12,18 @@ import pytest
 from scrna import compiled
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-#: Imports UMAP as the fork server does, makes a graph and lays it out as a worker does; prints how
-#: often numba found what functions of UMAP and pynndescent need, and which it compiled.
+#: Imports UMAP as a worker's parent does, makes a graph and lays it out as a worker does; prints
+#: how often numba found what functions of UMAP and pynndescent need, and which it compiled.
 CODE = """
 import json, sys
-import umap_compiled
 sys.path.append(sys.argv[1])
-from scrna import warmup
-warmup._umap(warmup._cells("cpu"), "cpu")
+from scrna.compiled import import_umap
+import_umap()
+import anndata, numpy as np, scanpy
+components = np.random.default_rng(0).normal(size=(512, 50)).astype(np.float32)
+adata = anndata.AnnData(obsm={"X_pca": components})
+scanpy.pp.neighbors(adata, n_neighbors=15, use_rep="X_pca", random_state=0)
+scanpy.tl.umap(adata, maxiter=5, random_state=0)
 from numba.core.dispatcher import Dispatcher
 found, made = 0, set()
 for name, module in list(sys.modules.items()):
@@ -38,11 +42,7 @@ def test_a_second_process_compiles_nothing_of_umap():
     for _ in range(2):
         ran = subprocess.run(
             [sys.executable, "-c", CODE, str(SCRIPTS)],
-            env={
-                **os.environ,
-                "NUMBA_DISABLE_JIT": "0",
-                "PYTHONPATH": f"{SCRIPTS}/scrna/fork_server",
-            },
+            env={**os.environ, "NUMBA_DISABLE_JIT": "0"},
             stdout=subprocess.PIPE,
             text=True,
             check=True,
@@ -65,3 +65,10 @@ def test_of_what_has_no_signature_nothing_is_kept():
     assert kept == ["NullCache", "NullCache", "FunctionCache", "NullCache"]
     assert {f(2.0) for f in (later, named, at_once, asked_not_to)} == {4.0}
     assert type(numba.njit("f8(f8)")(doubled)._cache).__name__ == "NullCache"
+
+
+def test_where_a_private_function_is_gone_umap_is_imported_all_the_same(monkeypatch):
+    compiled.import_umap()
+    layouts = sys.modules["umap.layouts"]
+    monkeypatch.delattr(layouts, "_nb_optimize_layout_euclidean_single_epoch")
+    compiled.import_umap()

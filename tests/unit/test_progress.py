@@ -12,7 +12,8 @@ from contextlib import suppress
 
 import pytest
 
-from scrna import remote
+from scrna.engine import client
+from scrna.engine.perform import _Sender
 from scrna.log import (
     BAR,
     Terminal,
@@ -25,7 +26,6 @@ from scrna.log import (
     start_logging,
 )
 from scrna.progress import Progress, duration
-from scrna.worker import _Sender
 
 
 class Clock:
@@ -249,21 +249,17 @@ def test_the_first_of_two_steps_has_the_bar(clock, screen):
 
 
 def test_a_bar_comes_from_a_warm_worker(clock, screen, logging_to):
-    class Worker:
-        def log_event(self, topic, event):
-            sent.append(json.loads(json.dumps(event["content"])))
-
     sent = []
-    logging_to([_Sender(Worker(), "topic")])
+    logging_to([_Sender(lambda about: sent.append(json.loads(json.dumps(about))))])
     with Progress("hvg, pass 2", total=10, clock=clock) as progress:
         clock.now += 6
         progress.update(5)
     logging_to([Terminal(screen.stream, "hvg toy")])
-    remote.log_record(sent[0])
+    client.log_record(sent[0])
     bar = "[hvg toy] hvg, pass 2: |████████████            |  50 %, 5 of 10 cells, 0.8 cells/s"
     assert screen.lines == [f"{bar}, 6 s left"]
     for about in sent[1:]:
-        remote.log_record(about)
+        client.log_record(about)
     assert screen.lines == ["[hvg toy] hvg, pass 2: 5 cells in 6 s, 0.8 cells/s", ""]
 
 

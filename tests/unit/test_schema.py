@@ -68,7 +68,8 @@ def test_every_default_is_one_that_the_schema_allows():
 
 def test_every_step_is_a_section_that_datasets_override():
     dataset = schema()["$defs"]["dataset"]["properties"]
-    top = "datasets run backend execution worker gpus seed gpu memory dask".split()
+    top = "datasets run backend execution worker worker_keep_minutes gpus".split()
+    top += "seed gpu memory dask".split()
     assert list(schema()["properties"]) == [*top, *checks.SECTIONS]
     assert [key for key in dataset if key in checks.SECTIONS] == checks.SECTIONS
     for step in checks.SECTIONS:

@@ -14,7 +14,8 @@ import pytest
 from snakemake.iocontainers import Namedlist
 
 import scrna
-from scrna import cluster, slots
+from scrna import machine, slots
+from scrna.engine import run as engine_run
 from scrna.errors import UserError
 from scrna.log import log
 from scrna.step import note, provenance, run, start_gpu, step
@@ -269,7 +270,7 @@ def fake_gpus(monkeypatch):
     monkeypatch.setattr(machine, "resolve_backend", lambda asked: done.append(asked))
     monkeypatch.setattr(backend, "load", lambda name: done.append(("load", name)))
     monkeypatch.setattr(machine, "gpus", lambda: gpus)
-    monkeypatch.setattr(cluster, "gpus", lambda: gpus)
+    monkeypatch.setattr(machine, "gpus", lambda: gpus)
     monkeypatch.setattr(machine, "MemoryPeak", Peak)
     monkeypatch.setattr(lock, "gpu_lock", lambda *about: done.append(("lock", *about)))
     monkeypatch.setattr(backend, "start_gpu", lambda **how: done.append(("start", how)))
@@ -316,19 +317,19 @@ def test_a_gpu_step_sees_the_gpus_that_are_asked_for(tmp_path, fake_gpus):
     ("asked", "chosen"), [("all", [3, 1]), (1, [3]), (2, [3, 1]), ("1", [1]), ("1,3", [3, 1])]
 )
 def test_gpus_are_chosen_by_count_or_number(fake_gpus, asked, chosen):
-    assert [gpu.index for gpu in cluster.chosen_gpus(asked)] == chosen
+    assert [gpu.index for gpu in machine.chosen_gpus(asked)] == chosen
 
 
 @pytest.mark.parametrize("asked", [3, "0", "1,2"])
 def test_gpus_that_are_not_there_are_refused(fake_gpus, asked):
     with pytest.raises(UserError, match=f"gpus is {asked!r}, but the GPUs here are: 3 .H200., 1"):
-        cluster.chosen_gpus(asked)
+        machine.chosen_gpus(asked)
 
 
 def test_a_cluster_of_several_gpus_is_not_to_be_had_without_credentials(fake_gpus):
     config = CONFIG | {"dask": CONFIG["dask"] | {"protocol": "ucx"}}
     with pytest.raises(UserError, match="any user of this machine could run code"):
-        cluster.start(config, "gpu")
+        engine_run.begin(config, "gpu", [])
 
 
 def python(program):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow.processes import wait_until
+from tests.workflow.processes import runtime
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = Path(__file__).parent / "configs"
@@ -66,7 +66,9 @@ class Workflow:
     def start(self, *targets: str, options: tuple[str, ...] = (), **popen) -> subprocess.Popen:
         """Start Snakemake in a process group of its own, as a terminal does."""
         command = [sys.executable, "-m", "snakemake", *self._arguments(*options), "--", *targets]
-        return subprocess.Popen(command, env=environment(), text=True, process_group=0, **popen)
+        return subprocess.Popen(
+            command, env=environment(self.folder), text=True, process_group=0, **popen
+        )
 
     def run(
         self,
@@ -158,13 +160,15 @@ def clone(code: Path, folder: Path) -> Path:
     return folder
 
 
-def environment() -> dict[str, str]:
-    """Return the variables of a run.
+def environment(folder: Path | None = None) -> dict[str, str]:
+    """Return the variables of a run in a folder.
 
-    numba compiles for longer than all steps take here, and changes nothing of what is shown.
+    numba compiles for longer than all steps take here, and changes nothing of what is shown. Each
+    folder has workers of its own.
     """
     kept = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
-    return kept | {"NUMBA_DISABLE_JIT": "1"}
+    own = {"XDG_RUNTIME_DIR": runtime(folder)} if folder else {}
+    return kept | {"NUMBA_DISABLE_JIT": "1"} | own
 
 
 @pytest.fixture(scope="session")
@@ -216,8 +220,6 @@ def done(code, once, tmp_path_factory) -> Workflow:
         work.mkdir(parents=True)
         try:
             (folder / "output.txt").write_text(replace(workflow, folder=work).run(timeout=400))
-            # The run's worker ends by itself; until then what it leaves is not to be copied.
-            wait_until(lambda: not [*work.glob(".snakemake/scrna/cluster-*")], seconds=20)
         except AssertionError as error:  # for all processes, each of which would fail as well
             (folder / "error.txt").write_text(str(error))
 

@@ -1,7 +1,11 @@
 """Waiting for what other processes do, and finding those of a run."""
 
+import atexit
+import shutil
+import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from scrna.watch import PID_VARIABLE, process_start
@@ -26,3 +30,11 @@ def processes_of(pid: int) -> list[int]:
         if is_ours and int(process.name) != pid and process_start(int(process.name)):
             found.append(int(process.name))
     return found
+
+
+@cache
+def runtime(folder: Path) -> str:
+    """Make the folder of a working directory's sockets, whose path has to be short."""
+    made = tempfile.mkdtemp(prefix="scrna-run-")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from scrna import slots
-from tests.workflow.processes import processes_of, wait_until
+from scrna.watch import process_start
+from tests.workflow.processes import processes_of, runtime, wait_until
 
 WARM = "run: plain\nworker: warm"
 UMAP = "results/plain/pca/umap.h5"
@@ -22,9 +23,9 @@ FOREVER = "open(f'{out}.begun', 'w').close(); import time; time.sleep(120)"
 
 
 def copied(done, folder: Path):
-    """The complete run, which had workers; what a copy's engine logs is its own."""
+    """The complete run, which had workers; what a copy's server logs is its own."""
     workflow = done.at(folder)
-    (workflow.folder / ".snakemake/log/cluster.log").unlink()
+    (workflow.folder / ".snakemake/log/worker.log").unlink()
     return workflow
 
 
@@ -46,13 +47,12 @@ def begun(workflow) -> Path:
 
 
 def left(workflow) -> list[Path]:
-    """What a worker has in the run's folder, where all runs have what they know of the code."""
-    files = (workflow.folder / ".snakemake/scrna").iterdir()
-    return [file for file in files if file.name != "code.json"]
+    """What a worker has left: its socket."""
+    return [*Path(runtime(workflow.folder)).rglob("*.sock")]
 
 
 def engine_log(workflow) -> str:
-    file = workflow.folder / ".snakemake/log/cluster.log"
+    file = workflow.folder / ".snakemake/log/worker.log"
     return file.read_text() if file.exists() else ""
 
 
@@ -119,7 +119,9 @@ def test_snakemake_killed_in_the_middle_of_a_step(done, tmp_path):
     with open(tmp_path / "output.txt", "w") as output:
         process = workflow.start(UMAP, stdout=output, stderr=output)
         wait_until(begun(workflow).exists)
-        assert len(processes_of(process.pid)) >= 3  # the rule's, the engine, the worker
+        assert (
+            len(processes_of(process.pid)) >= 4
+        )  # the rule's, the server, the worker and its parent
         process.kill()
         process.wait()
     wait_until(lambda: not processes_of(process.pid), 10)
@@ -171,9 +173,59 @@ def test_two_runs_at_once_in_two_folders(done, tmp_path):
         output = process.communicate(timeout=120)[0]
         assert process.returncode == 0, output
         assert output.count("[umap plain/pca] here\n") == 1
-        assert "Scheduler at:" in engine_log(workflow)
+        assert "libraries imported in" in engine_log(workflow)
     digests = {slots.digest_of(workflow.folder / UMAP) for workflow in workflows}
     assert digests == {slots.digest_of(done.folder / UMAP)}
+
+
+@pytest.mark.slow
+def test_a_worker_stays_for_the_next_run_which_is_quick(done, tmp_path):
+    """After a changed parameter that run finds the libraries, the matrix and the process."""
+    workflow = copied(done, tmp_path / "work").over(f"{WARM}\nworker_keep_minutes: 3")
+    markers = "results/plain/pca/markers.h5"
+    (workflow.folder / markers).unlink()
+    said = workflow.run(markers)
+    assert "The worker stays for 3 minutes (scanpy loaded" in said
+    assert "make stop ends it" in said
+    pids = processes_of_worker(workflow)
+    workflow = workflow.over("datasets: {plain: {markers: {corr_method: bonferroni}}}")
+    said = workflow.run(markers)
+    assert re.search(r"^a worker of \d\d:\d\d is warm: scanpy loaded", said, re.MULTILINE)
+    assert "[markers plain/pca] the matrix is in memory from an earlier step" in said
+    assert processes_of_worker(workflow) == pids
+    stop = [sys.executable, "-P", workflow.code / "scripts/scrna/engine/__main__.py"]
+    place = os.environ | {"XDG_RUNTIME_DIR": runtime(workflow.folder)}
+    ended = subprocess.run(stop, env=place, capture_output=True, text=True, check=True)
+    assert ended.stdout.endswith(" has ended\n")
+    assert processes_of_worker(workflow) == set()
+    assert left(workflow) == []
+
+
+def processes_of_worker(workflow) -> set[int]:
+    """The server of a run's folder and what it started, found by the log that they write."""
+    log = workflow.folder / ".snakemake/log/worker.log"
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "fd/2").resolve() == log:
+                found.add(int(process.name))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+def test_the_next_run_after_an_edited_script_has_another_worker(done, tmp_path):
+    workflow = due_umap(done, tmp_path, "pass  # one").over("worker_keep_minutes: 3")
+    workflow.run(UMAP)
+    first = processes_of_worker(workflow)
+    script = workflow.code / "scripts/umap.py"
+    script.write_text(script.read_text().replace("pass  # one", "assert min_dist > 0"))
+    said = workflow.over("worker_keep_minutes: 0").run(UMAP)
+    assert "is warm" not in said
+    assert slots.provenance_of(workflow.folder / UMAP)["worker"] == "warm"
+    wait_until(lambda: not processes_of_worker(workflow), 10)
+    assert not {pid for pid in first if process_start(pid)}
 
 
 @pytest.mark.slow
@@ -205,10 +257,10 @@ def test_steps_go_to_a_cluster_that_exists(done, tmp_path):
             wait_until(file.exists)
         wait_until(lambda: worker_is_there(file))
         output = attached.run(UMAP)
+        wait_until(lambda: left(workflow) == [], 10)
     assert f"worker: 1 of the cluster at {file}" in output
     assert slots.provenance_of(workflow.folder / UMAP)["worker"] == "warm"
     assert slots.digest_of(workflow.folder / UMAP) == slots.digest_of(done.folder / UMAP)
-    assert engine_log(workflow) == ""
     shutil.rmtree(tmp_path / "dask")
     assert "cannot be reached within 10 s" in attached.over("seed: 1").run(UMAP, fails=True)
 

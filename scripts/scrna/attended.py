@@ -1,0 +1,18 @@
+"""Whether a person sits at a terminal and may start the next run soon."""
+
+import os
+import sys
+from pathlib import Path
+
+#: Variables of a place where nobody does: CI, make, batch systems, containers.
+VARIABLES = (
+    "CI MAKELEVEL SLURM_JOB_ID PBS_JOBID LSB_JOBID container KUBERNETES_SERVICE_HOST".split()
+)
+_CONTAINER_FILES = [Path("/.dockerenv"), Path("/run/.containerenv")]
+
+
+def is_attended() -> bool:
+    """Return whether this process has a terminal, and is in no container or batch job."""
+    has_terminal = all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
+    is_batch = any(name in os.environ for name in VARIABLES)
+    return has_terminal and not is_batch and not any(file.exists() for file in _CONTAINER_FILES)

@@ -1,0 +1,127 @@
+"""A rule's side of the engine: send a step to a worker, show what it logs, end as it ended.
+
+Nothing here imports numpy, scanpy or RAPIDS: the rule's process has only this to do.
+"""
+
+import logging
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from scrna.engine import protocol
+from scrna.engine.protocol import StepFailedError
+from scrna.errors import UserError
+from scrna.log import log
+from scrna.names import LIGHT
+
+_PATIENCE = 1.0  # seconds until a line says that the step waits for the worker to start
+_STOP = 5.0  # seconds to see a stopped step end
+
+
+def perform(script: Path, function: str, job: Mapping[str, Any]) -> dict | None:
+    """Run a step in a worker and wait for it; what it logs is logged here.
+
+    Parameters
+    ----------
+    script, function
+        The rule's script and the name of its step's function, which `scrna.step.step` marks.
+    job
+        What `scrna.rule.begin` made of the rule.
+
+    Returns
+    -------
+    What `scrna.step.perform` returns, and ``waited_s``: seconds that the step waited for its turn.
+    None where the step is for this process: it has no backend, the run has no engine on this
+    machine, or the step is light and the worker has only begun to start.
+
+    Raises
+    ------
+    StepFailedError
+        If the step failed, once its log is here.
+    UserError
+        If there is no worker, or it died.
+    """
+    if "backend" not in job["settings"]:
+        return None
+    scheduler = protocol.scheduler_of(job["config"])
+    host, _, path = os.environ.get(protocol.VARIABLE, "").partition(":")
+    is_here = host == os.uname().nodename
+    if not scheduler and (not is_here or job["config"].get("worker") not in ("warm", "auto")):
+        return None
+    request = {
+        "scripts": str(protocol.SCRIPTS),
+        "script": str(script),
+        "function": function,
+        "directory": os.getcwd(),
+        "job": {**job, "files": {name: _absolute(file) for name, file in job["files"].items()}},
+    }
+    if is_here:
+        is_light = not scheduler and function in LIGHT[job["settings"]["backend"]]
+        outcome = _ask(path, request, is_light=is_light)
+    else:  # a job on another machine than the run, for a cluster that exists
+        from scrna.engine import dask_tasks
+
+        with dask_tasks.connected(scheduler) as client:
+            outcome = dask_tasks.submit(client, request, log_record)
+    if outcome is None:
+        return None
+    if outcome["failed"]:
+        raise StepFailedError
+    return outcome["ended"] | {"waited_s": outcome.get("waited_s", 0.0)}
+
+
+def _ask(path: str, request: dict[str, Any], *, is_light: bool) -> dict[str, Any] | None:
+    """Have a worker of the engine run a step; None where a light step need not wait for one."""
+    said = "worker: none does without it"
+    try:
+        with protocol.connect(path) as connection:
+            protocol.send(connection, "step")
+            _, state = protocol.receive(connection)
+            said = f"its log says why: {state['log']}. {said}"
+            is_early = not state["is_ready"] and state["age_s"] < state["soon_s"]
+            if is_light and is_early:
+                return None
+            protocol.send(connection, "request", request)
+            try:
+                return _outcome(connection, is_starting=not state["is_ready"])
+            except (KeyboardInterrupt, SystemExit):
+                _stop(connection)
+                raise
+    except (OSError, EOFError) as error:
+        raise UserError(f"the run's worker is gone ({error!r}); {said}") from error
+
+
+def _outcome(connection: Connection, *, is_starting: bool) -> dict[str, Any]:
+    """Log what the step logs until it has ended."""
+    if is_starting and not connection.poll(_PATIENCE):
+        log.info("waiting for the worker to start")
+    while (message := protocol.receive(connection))[0] == "record":
+        log_record(message[1])
+    kind, content = message
+    if kind == "error":
+        raise UserError(content)
+    return content
+
+
+def _stop(connection: Connection) -> None:
+    """Say that the step is not wanted any more, and wait until it has stopped."""
+    with suppress(OSError, EOFError):
+        with socket.socket(fileno=os.dup(connection.fileno())) as end:
+            end.shutdown(socket.SHUT_WR)
+        while protocol.receive(connection, timeout=_STOP):
+            pass
+
+
+def log_record(about: Mapping[str, Any]) -> None:
+    """Log what a step logged in its worker."""
+    if log.isEnabledFor(about["levelno"]):
+        log.handle(logging.makeLogRecord(about))
+
+
+def _absolute(value: str | list[str]) -> str | list[str]:
+    """Make paths absolute: a worker's working directory may be another."""
+    return list(map(os.path.abspath, value)) if isinstance(value, list) else os.path.abspath(value)
