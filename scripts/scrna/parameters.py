@@ -13,13 +13,19 @@ USES_BACKEND = (
     "qc normalize hvg pca harmony neighbors leiden louvain umap tsne markers trajectory".split()
 )
 USES_SEED = (
-    "simulate pca harmony neighbors umap tsne leiden louvain trajectory integration report".split()
+    "simulate pca harmony neighbors umap tsne leiden louvain trajectory integration_scores "
+    "report".split()
 )
-_USES_LABEL = ("trajectory", "integration", "figures", "report")
-_USES_BATCH = ("harmony", "integration", "qc_figures", "figures", "report")
+_USES_LABEL = ("trajectory", "integration_scores", "figures", "report")
+_USES_BATCH = ("harmony", "integration_scores", "qc_figures", "figures", "report")
 _USES_NAMES = ("final", "figures", "report")
 #: Steps that share a section with another.
-_SECTIONS = {"qc_figures": "figures", "marker_figures": "figures", "matrix": "final"}
+_SECTIONS = {
+    "qc_figures": "figures",
+    "marker_figures": "figures",
+    "matrix": "final",
+    "integration_scores": "integration",
+}
 #: Keys of a section that say whether something is made, not how.
 _SWITCHES = ("enabled", "h5ad")
 
@@ -60,6 +66,8 @@ def of_step(
     if step == "hvg" and found["batch_key"] == "auto":
         found["batch_key"] = next(iter(batches), None)
     elif step == "integration":
+        del found["n_cells"]
+    elif step == "integration_scores":
         found["n_pcs"] = dataset["neighbors"]["n_pcs"]
     elif step == "tsne" and dataset["tsne"]["enabled"] is True:
         found["max_cells"] = None  # asked for, however many they are

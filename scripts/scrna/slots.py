@@ -2,8 +2,9 @@
 
 A slot is named by its place in the AnnData, ``obs/leiden`` or ``obsm/X_pca``, and encoded as
 AnnData encodes it on disk, so that ``anndata.io.read_elem`` reads every one of them. Arrays of
-numbers, categories and dicts are written and read here, sparse matrices and texts read, since
-importing anndata takes longer than most steps on tables do; all else goes through anndata.
+numbers, single numbers and texts, categories and dicts are written and read here, sparse matrices
+read, since importing anndata takes longer than most steps on tables do; all else goes through
+anndata.
 
 A file carries a digest of each slot, which is checked whenever the slot is read, one of all slots
 together, and one of the CSV table that its step has written beside it, if any.
@@ -257,6 +258,12 @@ def _write_element(file: h5py.File, name: str, value: Any) -> None:
             f"{name}/categories", data=value.names, dtype=h5py.string_dtype()
         )
         element.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+    elif isinstance(value, bool | int | float | np.number | np.bool_):
+        element = file.create_dataset(name, data=value)
+        element.attrs.update({"encoding-type": "numeric-scalar", "encoding-version": "0.2.0"})
+    elif isinstance(value, str):
+        element = file.create_dataset(name, data=value, dtype=h5py.string_dtype())
+        element.attrs.update({"encoding-type": "string", "encoding-version": "0.2.0"})
     elif isinstance(value, Mapping):
         group = file.create_group(name)
         group.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
@@ -273,6 +280,8 @@ def _read_element(element: h5py.Dataset | h5py.Group) -> Any:
     encoding = element.attrs.get("encoding-type")
     if isinstance(element, h5py.Dataset) and encoding == "array":
         return element[()]
+    if encoding == "numeric-scalar":
+        return element[()].item()
     if encoding in ("csr_matrix", "csc_matrix"):
         from scipy import sparse
 
