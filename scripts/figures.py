@@ -4,7 +4,7 @@
 and qc columns; before and after integration side by side), ``clusters_by_COLUMN`` for each batch
 column and the label, and ``trajectory`` where it is computed. They are drawn from step files and
 columns of obs, never from the matrix. Up to 100,000 cells each is drawn as a point; more are
-counted pixel by pixel (datashader). Pictures without a cloud of points are there as SVG too.
+counted in small squares. Pictures without a cloud of points are there as SVG too.
 Clusters that ``annotations`` name show as ``cell_type`` as well.
 
 Settings: ``dpi`` and ``formats`` of section ``figures``, ``batch_key``, ``label_key`` and

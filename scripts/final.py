@@ -89,8 +89,9 @@ def final(
     with new_store(out) as root, ad.settings.override(allow_write_nullable_strings=False):
         take_over(matrix, root)
         write_tables(root, obs, var)
-        for slot in ("obsm", "varm", "obsp", "uns"):
+        for slot in ("obsm", "varm", "obsp"):
             write_element(root, slot, parts[slot])
+        write_small(root, "uns", parts["uns"])
     log.info(
         "%s: %s cells × %s genes, %s MB; clusters in obs %s; embeddings in obsm %s",
         out,
@@ -258,6 +259,24 @@ def take_over(matrix: Path, root) -> None:
             shutil.rmtree(target, ignore_errors=True)
             log.info("%s is copied: its file system has no hard links", matrix / name)
             shutil.copytree(matrix / name, target)
+
+
+def write_small(root, name: str, value: Any) -> None:
+    """Write a slot of many small values: all of it in memory first, then its files.
+
+    Each of some hundred values has attributes, and zarr writes a file again for each of them: that
+    took longer than all large arrays.
+    """
+    import zarr
+
+    files = {}
+    group = zarr.open_group(zarr.storage.MemoryStore(files), mode="w", zarr_format=3)
+    write_element(group, name, value)
+    for key, content in files.items():
+        if key.startswith(f"{name}/"):
+            path = Path(root.store.root, key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.to_bytes())
 
 
 if __name__ == "__main__":

@@ -416,7 +416,7 @@ def test_many_points_are_counted_pixel_by_pixel(monkeypatch):
     drawing.points_by_value(right, xy, np.where(np.arange(60) < 3, np.nan, 1.0), "unit")
     figure.draw_without_rendering()
     assert not left.collections
-    (image,) = left.artists
+    (image,) = left.images
     pixels = image.make_image(FigureCanvasAgg(figure).get_renderer())[0].reshape(-1, 4)
     colours = {mpl.colors.to_hex(pixel[:3] / 255) for pixel in pixels if pixel[3] > 0}
     assert {"#0072b2", "#e69f00"} <= colours

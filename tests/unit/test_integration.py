@@ -407,7 +407,7 @@ def test_clusters_of_other_cells_than_the_scores_are_refused(made):
 
 
 def test_the_verdict_imports_what_it_needs_alone(made):
-    """It waits for the clusters, and others for it: pandas or anndata would take most of its time."""
+    """It waits for the clusters, and others for it: imports would take most of its time."""
     done = made({"batch": BATCH, "kind": KIND})
     integrated(done, label_key="kind")
     reps = [str(done[f"{rep}/leiden"]) for rep in ("pca", "harmony")]
@@ -432,7 +432,8 @@ def test_the_process_imports_neither_scanpy_nor_rapids():
     scripts = Path(script.__file__).parent
     code = (
         f"import sys; sys.path.append({str(scripts)!r}); import numpy as np; "
-        "from scrna.integration import agreement; from scrna.integration_scores import score; import scrna.counts, scrna.slots; "
+        "from scrna.integration import agreement; from scrna.integration_scores import score; "
+        "import scrna.counts, scrna.slots; "
         "x = np.random.default_rng(0).normal(size=(50, 3)); g = np.arange(50) % 2; "
         "score(x, g, g); agreement(g, g); import anndata; "
         "print({'scanpy', 'rapids_singlecell', 'cupy', 'torch', 'jax'} & {*sys.modules})"
