@@ -35,6 +35,10 @@ from scrna.store import bytes_on_disk, new_store, write_element, write_tables
 #: Parts of a name in uns that sc.pp.neighbors derives from its key.
 _GRAPHS = ("distances", "connectivities")
 
+#: Slots of step files that the result does without: every cell and gene in it is kept, and the
+#: scores are in uns integration.
+_LEFT_OUT = ("keep", "filter_reason", "integration_scores", "integration_label")
+
 
 @step
 def final(
@@ -192,8 +196,8 @@ def gather(steps: list[Path], cells: np.ndarray, genes: np.ndarray) -> dict[str,
         records[path.stem + suffix] = json.dumps(slots.provenance_of(path))
         for element, value in slots.read_all(path).items():
             slot, name = element.split("/", 1)
-            if name in ("keep", "filter_reason"):
-                continue  # every cell and gene here is kept
+            if name in _LEFT_OUT:
+                continue
             mask = masks.get(slot)
             if mask is not None and len(value) == len(mask) != mask.sum():
                 value = value[mask]

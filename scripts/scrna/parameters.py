@@ -19,6 +19,8 @@ USES_SEED = (
 _USES_LABEL = ("trajectory", "integration_scores", "figures", "report")
 _USES_BATCH = ("harmony", "integration_scores", "qc_figures", "figures", "report")
 _USES_NAMES = ("final", "figures", "report")
+#: Topics of the pictures that show cells by batch, label and named clusters.
+TOPICS_BY_CELL = ("clusters", "tsne")
 #: Steps that share a section with another.
 _SECTIONS = {
     "qc_figures": "figures",
@@ -31,7 +33,13 @@ _SWITCHES = ("enabled", "h5ad")
 
 
 def of_step(
-    step: str, dataset: Mapping[str, Any], *, backend: str, seed: int, rep: str | None = None
+    step: str,
+    dataset: Mapping[str, Any],
+    *,
+    backend: str,
+    seed: int,
+    rep: str | None = None,
+    topic: str | None = None,
 ) -> dict[str, Any]:
     """Give a step's parameters: its section of the dataset's config, and what else it goes by.
 
@@ -45,6 +53,8 @@ def of_step(
         The run's.
     rep
         The representation, for a rule that is there for each.
+    topic
+        The topic, for a rule that is there for each.
 
     Returns
     -------
@@ -75,6 +85,10 @@ def of_step(
         del found["X"], found["counts_layer"]
     elif step in ("qc_figures", "figures"):
         del found["genes"], found["n_markers"]
+        if step == "figures":
+            found["topic"] = topic
+            if topic not in TOPICS_BY_CELL:
+                del found["batch_key"], found["label_key"], found["annotations"]
     elif step == "marker_figures":
         found["groupby"] = groupby = dataset["markers"]["groupby"]
         in_final = f"{groupby}_pca" if rep == "pca" and batches else groupby
