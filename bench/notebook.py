@@ -254,11 +254,16 @@ class Notebook:
 
     def harmony(self) -> None:
         """Integrate the batches."""
-        pp = self.library.pp if self.on_gpu else self.library.external.pp
-        pp.harmony_integrate(self.adata, self.options.batch_key)
-        corrected = self.adata.obsm["X_pca_harmony"]
+        adata = self.adata
+        if self.on_gpu:
+            self.library.pp.harmony_integrate(adata, self.options.batch_key)
+            corrected = adata.obsm["X_pca_harmony"]
+        else:  # scanpy's own call expects harmonypy 0.x, which gave the transposed array
+            from harmonypy import run_harmony
+
+            corrected = run_harmony(adata.obsm["X_pca"], adata.obs, self.options.batch_key).Z_corr
         corrected = corrected.get() if hasattr(corrected, "get") else np.asarray(corrected)
-        self.adata.obsm["X_pca_harmony"] = corrected
+        adata.obsm["X_pca_harmony"] = corrected
 
     def neighbors(self) -> None:
         """15 neighbors in 40 components."""

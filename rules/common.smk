@@ -98,6 +98,8 @@ NEXT_MAY_WAIT = bool(
     and not is_elsewhere(SCHEDULER)
 )
 STEP_THREADS = THREADS // 2 if NEXT_MAY_WAIT else THREADS
+# Where cores are few, what others wait for goes before the pictures, which only the report waits for.
+BEFORE_PICTURES = 1
 # `worker: auto` starts one for as many steps: on a CPU it takes as long as importing scanpy does.
 FEWEST_FOR_WORKER = {"gpu": 1, "cpu": 6}
 

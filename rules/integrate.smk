@@ -99,6 +99,7 @@ rule integration:
         "logs/{dataset}/integration.log",
     benchmark:
         "benchmarks/{dataset}/integration.tsv"
+    priority: BEFORE_PICTURES
     conda:
         environment
     threads: 1

@@ -39,6 +39,7 @@ rule final:
         "logs/{dataset}/final.log",
     benchmark:
         "benchmarks/{dataset}/final.tsv"
+    priority: BEFORE_PICTURES
     conda:
         environment
     threads: 1
