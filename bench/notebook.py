@@ -6,7 +6,9 @@
 
 rapids-singlecell's calls in the notebook's order, on our store: X as a Dask array of 20,000 cells
 a block on a LocalCUDACluster, or (``--in-memory``, or an h5ad) read whole and moved to the GPU.
-Nothing is plotted and nothing written. ``--default-chunks PATH`` first writes X as anndata would by
+Nothing is plotted and nothing written, but with ``--pictures FOLDER``: then what the notebooks draw
+is drawn with scanpy's own functions and written as PNG, as the workflow writes its pictures; their
+seconds are steps of their own. ``--default-chunks PATH`` first writes X as anndata would by
 itself, float32 in its default chunks (not counted; a store that is there is used again).
 ``--steps`` names what to run; harmony, tsne and diffmap are left out by default. With harmony among
 them, what follows runs for both representations. A step that fails is told and the next is tried.
@@ -35,6 +37,23 @@ import numpy as np
 STEPS = (
     "read qc filter normalize hvg pca harmony neighbors umap tsne leiden diffmap markers".split()
 )
+#: What the notebooks draw of each step: name of the file, scanpy's function, its arguments.
+PICTURES = {
+    "qc": [
+        (f"violin_{column}", "violin", {"keys": column, "jitter": 0.4})
+        for column in ("n_genes_by_counts", "total_counts", "pct_counts_mt")
+    ]
+    + [
+        (f"scatter_{column}", "scatter", {"x": "total_counts", "y": column})
+        for column in ("pct_counts_mt", "n_genes_by_counts")
+    ],
+    "hvg": [("hvg", "highly_variable_genes", {})],
+    "pca": [("elbow", "pca_variance_ratio", {"log": True, "n_pcs": 100})],
+    "umap": [("umap", "umap", {"color": "all"})],
+    "tsne": [("tsne", "tsne", {"color": "all"})],
+    "diffmap": [("diffmap", "diffmap", {"color": "leiden"})],
+    "markers": [("rank_genes", "rank_genes_groups", {"n_genes": 20, "sharey": False})],
+}
 LEFT_OUT = {"harmony", "tsne", "diffmap"}
 NOT_COUNTED = {"import", "cluster", "default_chunks"}
 BLOCK_CELLS = 20_000
@@ -235,11 +254,16 @@ class Notebook:
 
     def harmony(self) -> None:
         """Integrate the batches."""
-        pp = self.library.pp if self.on_gpu else self.library.external.pp
-        pp.harmony_integrate(self.adata, self.options.batch_key)
-        corrected = self.adata.obsm["X_pca_harmony"]
+        adata = self.adata
+        if self.on_gpu:
+            self.library.pp.harmony_integrate(adata, self.options.batch_key)
+            corrected = adata.obsm["X_pca_harmony"]
+        else:  # scanpy's own call expects harmonypy 0.x, which gave the transposed array
+            from harmonypy import run_harmony
+
+            corrected = run_harmony(adata.obsm["X_pca"], adata.obs, self.options.batch_key).Z_corr
         corrected = corrected.get() if hasattr(corrected, "get") else np.asarray(corrected)
-        self.adata.obsm["X_pca_harmony"] = corrected
+        adata.obsm["X_pca_harmony"] = corrected
 
     def neighbors(self) -> None:
         """15 neighbors in 40 components."""
@@ -275,6 +299,36 @@ class Notebook:
             self.adata, "leiden", method=method, use_raw=False, n_genes=self.options.n_genes
         )
 
+    # --------------------------------------------------------------------------------- the pictures
+
+    def draw(self, step: str, suffix: str = "") -> None:
+        """Draw what the notebooks draw after a step; nothing without --pictures."""
+        if self.options.pictures and step in PICTURES and step not in self.failed:
+            self.timed(f"pictures_{step}{suffix}", self._draw, step, suffix)
+
+    def _draw(self, step: str, suffix: str) -> None:
+        """Draw, and write each as PNG."""
+        import matplotlib as mpl
+
+        mpl.use("Agg")
+        import matplotlib.pyplot as plt
+        import scanpy as sc
+
+        self.options.pictures.mkdir(parents=True, exist_ok=True)
+        adata = self.adata
+        for name, values in list(adata.obsm.items()):
+            if hasattr(values, "get"):
+                adata.obsm[name] = values.get()
+        coloured = ["leiden", self.options.label_key, self.options.batch_key]
+        coloured = [name for name in coloured if name in adata.obs]
+        for name, function, how in PICTURES[step]:
+            if "color" in how:
+                how = how | {"color": coloured if how["color"] == "all" else "leiden"}
+            getattr(sc.pl, function)(adata, show=False, **how)
+            path = self.options.pictures / f"{name}{suffix}.png"
+            plt.gcf().savefig(path, dpi=200, bbox_inches="tight")
+            plt.close("all")
+
     # ----------------------------------------------------------------------------------------------
 
     def run(self) -> None:
@@ -289,12 +343,15 @@ class Notebook:
         before = [name for name in wanted if STEPS.index(name) <= STEPS.index("harmony")]
         for name in before:
             self.timed(name, getattr(self, name))
+            self.draw(name)
         for suffix, key in (("", "X_pca"), ("_harmony", "X_pca_harmony")):
             if suffix and ("harmony" not in wanted or "harmony" in self.failed):
                 break
             self.representation = key
             for name in wanted[len(before) :]:
                 self.timed(name + suffix, getattr(self, name))
+            for name in wanted[len(before) :]:
+                self.draw(name, suffix)
 
     def close(self) -> None:
         """End the cluster."""
@@ -365,6 +422,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--n-top-genes", type=int, default=5000)
     parser.add_argument("--n-genes", type=int, default=None, help="genes ranked a cluster")
     parser.add_argument("--batch-key", default="batch")
+    parser.add_argument("--label-key", default="cell_type")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER")
     parser.add_argument("--backend", choices=("gpu", "cpu"), default="gpu")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()

@@ -99,6 +99,8 @@ NEXT_MAY_WAIT = bool(
     GPU and CORES >= 4 and workflow.is_main_process and not is_elsewhere(SCHEDULER)
 )
 STEP_THREADS = THREADS // 2 if NEXT_MAY_WAIT else THREADS
+# Where cores are few, what others wait for goes before the pictures, which only the report waits for.
+BEFORE_PICTURES = 1
 # `worker: auto` starts one for as many steps: on a CPU it takes as long as importing scanpy does.
 FEWEST_FOR_WORKER = {"gpu": 1, "cpu": 6}
 
@@ -106,6 +108,7 @@ FEWEST_FOR_WORKER = {"gpu": 1, "cpu": 6}
 wildcard_constraints:
     dataset="|".join(map(re.escape, DATASETS)),
     rep="|".join(REPS),
+    topic="genes|clusters|tsne|trajectory",
 
 
 def settings(step):
@@ -118,6 +121,7 @@ def settings(step):
             backend=BACKEND,
             seed=config["seed"],
             rep=getattr(wildcards, "rep", None),
+            topic=getattr(wildcards, "topic", None),
         )
 
     return of
@@ -225,13 +229,23 @@ def step_files(wildcards):
         f"{rep}/{step}.h5" for rep in reps for step in [rep, *steps]
     ]
     if len(reps) > 1 and dataset["integration"]["enabled"]:
-        files.append("integration.h5")
+        files += ["integration_scores.h5", "integration.h5"]
     return [f"results/{wildcards.dataset}/{file}" for file in files]
 
 
 def figure_files(wildcards):
-    """The step files of a dataset's representations that pictures are drawn from."""
-    shown = "pca umap tsne leiden louvain trajectory".split()
+    """The step files of a dataset's representations that the pictures of a topic are drawn from."""
+    shown = {
+        "genes": ["pca"],
+        "clusters": ["leiden", "umap"],
+        "tsne": ["leiden", "tsne"],
+        "trajectory": ["leiden", "umap", "trajectory"],
+    }[wildcards.topic]
+    named = checks.annotations(DATASETS[wildcards.dataset])
+    if wildcards.topic in parameters.TOPICS_BY_CELL and any(
+        "louvain" in n for n in named
+    ):
+        shown = [*shown, "louvain"]
     files = map(Path, step_files(wildcards))
     return [str(f) for f in files if f.parent.name in REPS and f.stem in shown]
 
@@ -246,9 +260,14 @@ def figure_folders(wildcards):
     """The folders of a dataset's figures."""
     if not DATASETS[wildcards.dataset]["figures"]["enabled"]:
         return []
-    folder = Path("results", wildcards.dataset)
+    dataset, folder = DATASETS[wildcards.dataset], Path("results", wildcards.dataset)
+    topics = ["genes", "clusters"]
+    topics += [name for name in ("tsne", "trajectory") if dataset[name]["enabled"]]
     of_reps = [Path(table).parent for table in marker_tables(wildcards)]
-    return [str(each / "figures") for each in [folder / "qc", folder, *of_reps]]
+    folders = [folder / "figures" / topic for topic in topics]
+    return list(
+        map(str, folders + [each / "figures" for each in [folder / "qc", *of_reps]])
+    )
 
 
 def targets(wildcards):

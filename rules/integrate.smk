@@ -56,12 +56,35 @@ rule harmony:
         "../scripts/harmony.py"
 
 
-rule integration:
+rule integration_scores:
     input:
         counts=rules.convert.output.counts,
         filtered=rules.filter.output.out,
         pca=rules.pca.output.out,
         harmony=rules.harmony.output.out,
+    output:
+        out="results/{dataset}/integration_scores.h5",
+    log:
+        "logs/{dataset}/integration_scores.log",
+    benchmark:
+        "benchmarks/{dataset}/integration_scores.tsv"
+    conda:
+        environment
+    threads: THREADS
+    resources:
+        mem_mb=memory("integration_scores"),
+    params:
+        settings=settings("integration_scores"),
+        code=code("integration_scores"),
+    message:
+        "{wildcards.dataset}: scores of the integration"
+    script:
+        "../scripts/integration_scores.py"
+
+
+rule integration:
+    input:
+        scores=rules.integration_scores.output.out,
         leiden=expand("results/{{dataset}}/{rep}/leiden.h5", rep=REPS),
     output:
         out="results/{dataset}/integration.h5",
@@ -76,9 +99,10 @@ rule integration:
         "logs/{dataset}/integration.log",
     benchmark:
         "benchmarks/{dataset}/integration.tsv"
+    priority: BEFORE_PICTURES
     conda:
         environment
-    threads: THREADS
+    threads: 1
     resources:
         mem_mb=memory("integration"),
     params:

@@ -14,6 +14,7 @@ rule markers:
         "logs/{dataset}/{rep}/markers.log",
     benchmark:
         "benchmarks/{dataset}/{rep}/markers.tsv"
+    priority: BEFORE_PICTURES
     conda:
         environment
     threads: STEP_THREADS

@@ -39,6 +39,7 @@ rule final:
         "logs/{dataset}/final.log",
     benchmark:
         "benchmarks/{dataset}/final.tsv"
+    priority: BEFORE_PICTURES
     conda:
         environment
     threads: 1
@@ -117,7 +118,7 @@ rule figures:
         steps=figure_files,
     output:
         out=report(
-            directory("results/{dataset}/figures"),
+            directory("results/{dataset}/figures/{topic}"),
             patterns=["{name}.png"],
             caption="captions/figures.rst",
             category="{dataset}",
@@ -125,9 +126,9 @@ rule figures:
             labels={"figure": "{name}"},
         ),
     log:
-        "logs/{dataset}/figures.log",
+        "logs/{dataset}/{topic}/figures.log",
     benchmark:
-        "benchmarks/{dataset}/figures.tsv"
+        "benchmarks/{dataset}/{topic}/figures.tsv"
     conda:
         environment
     threads: 1
@@ -137,7 +138,7 @@ rule figures:
         settings=settings("figures"),
         code=code("figures"),
     message:
-        "{wildcards.dataset}: pictures"
+        "{wildcards.dataset}: pictures of the {wildcards.topic}"
     script:
         "../scripts/figures.py"
 

@@ -1,18 +1,24 @@
-"""Pictures of a dataset, in one folder; those of the cells' quality are in another (`qc_figures`).
+"""Pictures of a dataset by topic, each topic in a folder of its own, as soon as its steps are done.
 
-``hvg``, ``pca_variance``, ``umap`` and, where it is computed, ``tsne`` (by cluster, batch, label
-and qc columns; before and after integration side by side), ``clusters_by_COLUMN`` for each batch
-column and the label, and ``trajectory`` where it is computed. They are drawn from step files and
-columns of obs, never from the matrix. Up to 100,000 cells each is drawn as a point; more are
-counted pixel by pixel (datashader). Pictures without a cloud of points are there as SVG too.
-Clusters that ``annotations`` name show as ``cell_type`` as well.
+| topic | pictures |
+|---|---|
+| genes | ``hvg``, ``pca_variance`` |
+| clusters | ``umap``, and ``clusters_by_COLUMN`` for each batch column and the label |
+| tsne | ``tsne`` where it is computed |
+| trajectory | ``trajectory`` where it is computed |
 
-Settings: ``dpi`` and ``formats`` of section ``figures``, ``batch_key``, ``label_key`` and
-``annotations``. Inputs: ``counts.zarr`` (obs) and step files. Output: a folder.
+Embeddings are shown by cluster, batch, label and qc columns, before and after integration side by
+side. Pictures of the cells' quality are `qc_figures`, those of markers `marker_figures`. They are
+drawn from step files and columns of obs, never from the matrix. Up to 100,000 cells each is drawn
+as a point; more are counted in small squares. Pictures without a cloud of points are there as SVG
+too. Clusters that ``annotations`` name show as ``cell_type`` as well.
+
+Settings: ``dpi`` and ``formats`` of section ``figures``; for clusters and tsne ``batch_key``,
+``label_key`` and ``annotations``. Inputs: ``counts.zarr`` (obs) and step files. Output: a folder.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +34,9 @@ from scrna.step import provenance, run, step
 if TYPE_CHECKING:
     import pandas as pd
 
+#: Step files by representation and step; groups of cells by name.
+type Files = dict[tuple[str, str], Path]
+type Groups = dict[str, "pd.Categorical"]
 #: Characters of a column's name that stand in the name of a file.
 LONGEST_NAME = 60
 #: Column of qc → its name and unit in a picture.
@@ -43,23 +52,27 @@ def figures(
     steps: list[Path],
     out: Path,
     *,
+    topic: str,
     dpi: int,
     formats: list[str],
-    batch_key: list[str],
-    label_key: str | None,
+    batch_key: Sequence[str] = (),
+    label_key: str | None = None,
     annotations: dict[str, dict[str, str]] | None = None,
 ) -> None:
-    """Draw a dataset.
+    """Draw the pictures of a topic.
 
     Parameters
     ----------
     counts, qc, filtered, hvg
         ``counts.zarr`` and step files.
     steps
-        The step files of the representations, each in its representation's folder: pca, umap,
-        leiden; louvain, tsne and trajectory where there are some.
+        The step files of the representations that the topic shows, each in its representation's
+        folder: of genes pca; of clusters leiden and umap; of tsne leiden and tsne; of trajectory
+        leiden, umap and trajectory; and the clusterings that the annotations name.
     out
         The folder of pictures; one that is there is replaced.
+    topic
+        genes, clusters, tsne or trajectory.
     dpi
         Dots an inch.
     formats
@@ -76,88 +89,108 @@ def figures(
     """
     from scrna.drawing import save_folder
 
-    drawn = pictures(
-        *(counts, qc, filtered, hvg, steps),
-        batch_key=batch_key,
-        label_key=label_key,
-        annotations=annotations or {},
-    )
+    files = {(file.parent.name, file.stem): file for file in steps}
+    if topic == "genes":
+        drawn = genes(hvg, filtered, files["pca", "pca"])
+    elif topic == "trajectory":
+        drawn = trajectories(files)
+    else:
+        columns = list(dict.fromkeys([*batch_key, *([label_key] if label_key else [])]))
+        drawn = (clusters if topic == "clusters" else tsne)(
+            files, *cell_groups(counts, filtered, columns, files, annotations or {}), qc, filtered
+        )
     save_folder(out, drawn, dpi=dpi, formats=formats, made=provenance())
 
 
-def pictures(
-    counts: Path,
-    qc: Path,
-    filtered: Path,
-    hvg: Path,
-    steps: list[Path],
-    *,
-    batch_key: list[str],
-    label_key: str | None,
-    annotations: dict[str, dict[str, str]],
-) -> Iterator[tuple]:
-    """Draw the pictures of a dataset one after another.
-
-    Parameters
-    ----------
-    counts, qc, filtered, hvg, steps, batch_key, label_key, annotations
-        As in `figures`.
-
-    Yields
-    ------
-    The name of a picture and a function that draws it, a `matplotlib.figure.Figure`.
-    """
+def genes(hvg: Path, filtered: Path, pca: Path) -> Iterator[tuple]:
+    """Name the pictures of genes and components, each with a function that draws it."""
     from scrna import figures as draw
+
+    var = {name[4:]: slots.read(hvg, name) for name in slots.names(hvg) if name[:4] == "var/"}
+    yield "hvg", partial(draw.hvg_dispersion, var, slots.read(hvg, "uns/hvg")["flavor"])
+    ratio = slots.read(pca, "uns/pca/variance_ratio")
+    yield "pca_variance", partial(draw.pca_variance, ratio, kept(filtered)[0].sum())
+
+
+def clusters(files: Files, groups: Groups, types: Groups, qc: Path, filtered: Path):
+    """Name the pictures of clusters, each with a function that draws it."""
+    from scrna import figures as draw
+
+    yield from embedding("UMAP", files, types | groups, qc, filtered)
+    for name, of in groups.items():
+        safe = re.sub(r"[^\w.-]+", "_", name)[:LONGEST_NAME]
+        yield f"clusters_by_{safe}", partial(draw.cluster_table, leiden_of(files), of, name)
+
+
+def tsne(files: Files, groups: Groups, types: Groups, qc: Path, filtered: Path) -> Iterator[tuple]:
+    """Draw the t-SNE, where it was computed."""
+    yield from embedding("t-SNE", files, types | groups, qc, filtered)
+
+
+def embedding(name: str, files: Files, shown: Groups, qc: Path, filtered: Path) -> Iterator[tuple]:
+    """Draw an embedding by clusters, groups and qc columns, where it was computed."""
+    from scrna import figures as draw
+
+    of = coordinates(files, name.lower().replace("-", ""))
+    if not of:
+        return
+    cells, _ = kept(filtered)
+    values = {label: slots.read(qc, f"obs/{name}")[cells] for name, label in SHOWN.items()}
+    values[SHOWN["total_counts"]] = np.log10(1 + values[SHOWN["total_counts"]])
+    points = draw.Embedding(name, of)
+    drawn = partial(draw.embedding, points, leiden_of(files), shown, values)
+    yield name.lower().replace("-", ""), drawn
+
+
+def trajectories(files: Files) -> Iterator[tuple]:
+    """Draw PAGA, pseudotime and diffusion map, in one picture."""
+    from scrna import figures as draw
+
+    found = {rep: file for (rep, name), file in files.items() if name == "trajectory"}
+    links = {
+        rep: np.asarray(slots.read(file, "uns/paga")["connectivities"].todense())
+        for rep, file in found.items()
+    }
+    times = {
+        rep: slots.read(file, "obs/dpt_pseudotime")
+        for rep, file in found.items()
+        if "obs/dpt_pseudotime" in slots.names(file)
+    }
+    diffmaps = {rep: diffusion_map(found[rep]) for rep in times}
+    points = draw.Embedding("UMAP", coordinates(files, "umap"))
+    shown = points, leiden_of(files), links, times, diffmaps
+    yield "trajectory", partial(draw.trajectory, *shown)
+
+
+def cell_groups(
+    counts: Path,
+    filtered: Path,
+    columns: list[str],
+    files: Files,
+    annotations: dict[str, dict[str, str]],
+) -> tuple[Groups, Groups]:
+    """Read the columns of obs that the kept cells are shown by, and the types by annotations."""
     from scrna.drawing import as_groups
 
     cells, _ = kept(filtered)
-    columns = list(dict.fromkeys([*batch_key, *([label_key] if label_key else [])]))
-    groups = {name: as_groups(of) for name, of in Counts(counts).obs(columns).items()}
-    if annotations and "cell_type" in groups:  # as in the final object
-        groups["cell_type_source"] = groups.pop("cell_type")
-    genes = {name[4:]: slots.read(hvg, name) for name in slots.names(hvg) if name[:4] == "var/"}
-    flavor = slots.read(hvg, "uns/hvg")["flavor"]
-    yield "hvg", partial(draw.hvg_dispersion, genes, flavor)
+    found = {}
+    for name, column in Counts(counts).obs(columns).items():
+        groups = as_groups(column)[cells].remove_unused_categories()
+        is_replaced = annotations and name == "cell_type"  # as in the final object
+        found["cell_type_source" if is_replaced else name] = groups
+    return found, annotated(files, annotations)
 
-    files = {(file.parent.name, file.stem): file for file in steps}
-    shares = slots.read(files["pca", "pca"], "uns/pca/variance_ratio")
-    yield "pca_variance", partial(draw.pca_variance, shares, cells.sum())
-    groups = {name: of[cells].remove_unused_categories() for name, of in groups.items()}
-    clusters = {
+
+def leiden_of(files: Files) -> dict[str, "pd.Categorical"]:
+    """Read the clusters of each representation."""
+    return {
         rep: slots.read(file, "obs/leiden")
         for (rep, name), file in files.items()
         if name == "leiden"
     }
-    values = {label: slots.read(qc, f"obs/{name}")[cells] for name, label in SHOWN.items()}
-    values[SHOWN["total_counts"]] = np.log10(1 + values[SHOWN["total_counts"]])
-    embeddings = {
-        name: draw.Embedding(name, coordinates(files, slot))
-        for name, slot in {"UMAP": "umap", "t-SNE": "tsne"}.items()
-    }
-    shown = annotated(files, annotations) | groups
-    for name, points in embeddings.items():
-        if points.of:
-            drawn = partial(draw.embedding, points, clusters, shown, values)
-            yield name.lower().replace("-", ""), drawn
-    for name, of in groups.items():
-        safe = re.sub(r"[^\w.-]+", "_", name)[:LONGEST_NAME]
-        yield f"clusters_by_{safe}", partial(draw.cluster_table, clusters, of, name)
-    if links := {
-        rep: np.asarray(slots.read(file, "uns/paga")["connectivities"].todense())
-        for (rep, name), file in files.items()
-        if name == "trajectory"
-    }:
-        times = {
-            rep: slots.read(files[rep, "trajectory"], "obs/dpt_pseudotime")
-            for rep in links
-            if "obs/dpt_pseudotime" in slots.names(files[rep, "trajectory"])
-        }
-        diffmaps = {rep: diffusion_map(files[rep, "trajectory"]) for rep in times}
-        shown = embeddings["UMAP"], clusters, links, times, diffmaps
-        yield "trajectory", partial(draw.trajectory, *shown)
 
 
-def coordinates(files: dict[tuple[str, str], Path], name: str) -> dict[str, np.ndarray]:
+def coordinates(files: Files, name: str) -> dict[str, np.ndarray]:
     """Read the first two columns of an embedding by representation, where it is computed."""
     slot = f"obsm/X_{name}"
     return {
@@ -187,9 +220,7 @@ def diffusion_map(trajectory: Path) -> tuple[np.ndarray, np.ndarray]:
     return points[:, components], components
 
 
-def annotated(
-    files: dict[tuple[str, str], Path], annotations: dict[str, dict[str, str]]
-) -> dict[str, "pd.Categorical"]:
+def annotated(files: Files, annotations: dict[str, dict[str, str]]) -> Groups:
     """Give the cells' types by the names of their clusters, as ``cell_type``, where some are."""
     reps = [rep for rep, name in files if name == "leiden"]
     found = {}

@@ -35,6 +35,10 @@ from scrna.store import bytes_on_disk, new_store, write_element, write_tables
 #: Parts of a name in uns that sc.pp.neighbors derives from its key.
 _GRAPHS = ("distances", "connectivities")
 
+#: Slots of step files that the result does without: every cell and gene in it is kept, and the
+#: scores are in uns integration.
+_LEFT_OUT = ("keep", "filter_reason", "integration_scores", "integration_label")
+
 
 @step
 def final(
@@ -89,8 +93,9 @@ def final(
     with new_store(out) as root, ad.settings.override(allow_write_nullable_strings=False):
         take_over(matrix, root)
         write_tables(root, obs, var)
-        for slot in ("obsm", "varm", "obsp", "uns"):
+        for slot in ("obsm", "varm", "obsp"):
             write_element(root, slot, parts[slot])
+        write_small(root, "uns", parts["uns"])
     log.info(
         "%s: %s cells × %s genes, %s MB; clusters in obs %s; embeddings in obsm %s",
         out,
@@ -191,8 +196,8 @@ def gather(steps: list[Path], cells: np.ndarray, genes: np.ndarray) -> dict[str,
         records[path.stem + suffix] = json.dumps(slots.provenance_of(path))
         for element, value in slots.read_all(path).items():
             slot, name = element.split("/", 1)
-            if name in ("keep", "filter_reason"):
-                continue  # every cell and gene here is kept
+            if name in _LEFT_OUT:
+                continue
             mask = masks.get(slot)
             if mask is not None and len(value) == len(mask) != mask.sum():
                 value = value[mask]
@@ -258,6 +263,24 @@ def take_over(matrix: Path, root) -> None:
             shutil.rmtree(target, ignore_errors=True)
             log.info("%s is copied: its file system has no hard links", matrix / name)
             shutil.copytree(matrix / name, target)
+
+
+def write_small(root, name: str, value: Any) -> None:
+    """Write a slot of many small values: all of it in memory first, then its files.
+
+    Each of some hundred values has attributes, and zarr writes a file again for each of them: that
+    took longer than all large arrays.
+    """
+    import zarr
+
+    files = {}
+    group = zarr.open_group(zarr.storage.MemoryStore(files), mode="w", zarr_format=3)
+    write_element(group, name, value)
+    for key, content in files.items():
+        if key.startswith(f"{name}/"):
+            path = Path(root.store.root, key)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.to_bytes())
 
 
 if __name__ == "__main__":

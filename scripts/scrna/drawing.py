@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.collections import PathCollection
-from matplotlib.colors import Colormap
+from matplotlib.colors import Colormap, Normalize, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import Locator
@@ -23,9 +24,10 @@ from matplotlib.ticker import Locator
 from scrna.colours import INK, MISSING, colours_of
 from scrna.files import replacing
 from scrna.log import log
+from scrna.pixels import CLOUD, Squares
 from scrna.progress import Progress
 
-#: Points up to which each is drawn by itself; more are counted pixel by pixel (datashader).
+#: Points up to which each is drawn by itself; more are counted in small squares (`scrna.pixels`).
 MOST_DRAWN = 100_000
 #: Entries of a legend; the groups beyond are told in its last line.
 MOST_NAMED = 60
@@ -153,7 +155,7 @@ def _save(figure: Figure, path: Path, dpi: int, formats: Sequence[str], text: st
 def has_cloud(figure: Figure) -> bool:
     """Tell whether a picture has a cloud of points, however it is drawn."""
     return any(
-        len(ax.artists) > 0  # datashader's
+        any(image.get_gid() == CLOUD for image in ax.images)
         or any(isinstance(of, PathCollection) and of.get_rasterized() for of in ax.collections)
         for ax in figure.axes
     )
@@ -195,13 +197,10 @@ def points_by_group(ax: Axes, xy: np.ndarray, groups: pd.Categorical, colours=No
         names = np.where(names < 0, len(groups.categories), names)
     listed = list(colours.values())
     if len(xy) > MOST_DRAWN:
-        from datashader import count_cat
-
-        table = _table(xy, pd.Categorical.from_codes(names, list(colours)))
-        _shade(ax, table, count_cat("c"), color_key=listed, alpha_range=(160, 255))
+        Squares(ax, xy).draw_groups(names, listed)
         return colours
     order = in_random_order(len(xy))
-    ax.scatter(*xy[order].T, c=np.array(listed)[names[order]], **_marks(len(xy)))
+    ax.scatter(*xy[order].T, c=to_rgba_array(listed)[names[order]], **_marks(len(xy)))
     return colours
 
 
@@ -238,21 +237,21 @@ def points_by_value(
     if limits is None:
         limits = np.percentile(values[known], [1, 99]) if known.any() else (0, 1)
     low, high = limits
-    scale = {"cmap": cmap, "vmin": low, "vmax": max(high, np.nextafter(low, np.inf))}
-    if not known.all():
-        nothing = pd.Categorical.from_codes(np.full((~known).sum(), -1), [])
-        points_by_group(ax, xy[~known], nothing)
+    scale = ScalarMappable(Normalize(low, max(high, np.nextafter(low, np.inf))), cmap)
+    nothing = pd.Categorical.from_codes(np.full((~known).sum(), -1), [])
     coloured, values = xy[known], values[known]
     if len(xy) > MOST_DRAWN:
-        from datashader import mean
-
-        drawn = _shade(ax, _table(coloured, values), mean("c"), norm="linear", **scale)
-        for set_limits, column in ((ax.set_xlim, xy[:, 0]), (ax.set_ylim, xy[:, 1])):
-            set_limits(column.min(), column.max())  # the grey ones are to be seen whole
+        limits = np.array([xy.min(axis=0), xy.max(axis=0)])
+        if len(nothing):
+            Squares(ax, xy[~known], limits).draw_groups(nothing.codes, [MISSING])
+        Squares(ax, coloured, limits).draw_values(values, scale)
     else:
+        if len(nothing):
+            points_by_group(ax, xy[~known], nothing)
         order = np.argsort(values, kind="stable") if high_on_top else in_random_order(len(values))
-        drawn = ax.scatter(*coloured[order].T, c=values[order], **scale, **_marks(len(xy)))
-    bar = ax.figure.colorbar(drawn, cax=ax.inset_axes([1.02, 0.15, 0.03, 0.7]))
+        how = {"norm": scale.norm, "cmap": scale.cmap} | _marks(len(xy))
+        ax.scatter(*coloured[order].T, c=values[order], **how)
+    bar = ax.figure.colorbar(scale, cax=ax.inset_axes([1.02, 0.15, 0.03, 0.7]))
     bar.set_label(label)
     bar.outline.set_visible(False)
 
@@ -260,23 +259,6 @@ def points_by_value(
 def _marks(n: int) -> dict:
     """Give the size of n points, in pt², and what else they have in common."""
     return {"s": float(np.clip(30_000 / max(n, 1), 0.4, 14)), "linewidths": 0, "rasterized": True}
-
-
-def _table(xy: np.ndarray, values) -> pd.DataFrame:
-    return pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1], "c": values})
-
-
-def _shade(ax: Axes, table: pd.DataFrame, reduction, **how):
-    """Draw points counted pixel by pixel."""
-    from functools import partial
-
-    import datashader as ds
-    from datashader.mpl_ext import dsshow
-    from datashader.transfer_functions import dynspread
-
-    spread = partial(dynspread, threshold=0.5, max_px=2)
-    point = ds.Point("x", "y")
-    return dsshow(table, point, reduction, ax=ax, aspect="auto", shade_hook=spread, **how)
 
 
 def label_groups(

@@ -7,6 +7,8 @@ _VERSIONS = {
     "csr_matrix": "0.1.0",
     "dataframe": "0.2.0",
     "dict": "0.1.0",
+    "numeric-scalar": "0.2.0",
+    "string": "0.2.0",
     "string-array": "0.2.0",
 }
 

@@ -1,4 +1,4 @@
-"""How well batches are mixed and cell types kept in a representation: scores, and what they mean.
+"""What the scores before and after an integration mean, in words.
 
 Everything is judged by a cell's `N_NEIGHBORS` nearest cells, in one unit, the neighbor: it is the
 smallest difference that a typical cell would notice, and what a neighbor graph is made of.
@@ -12,9 +12,7 @@ smallest difference that a typical cell would notice, and what a neighbor graph 
   agreement of clusters with labels a difference of `ARI_STEP` counts: Leiden from another seed, or
   on another library, may move the adjusted Rand index by about 0.03.
 
-The scores are those of the scIB benchmark (Luecken et al. 2022), computed with scikit-learn and
-with harmonypy's LISI (Korsunsky et al. 2019). scib-metrics has them all, but brings JAX along:
-several hundred MB and a compilation at each start, for what takes seconds here.
+The scores themselves: `scrna.integration_scores`.
 """
 
 import math
@@ -23,13 +21,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-#: Nearest cells that are looked at, the cell itself not among them: as in scanpy's graph.
-N_NEIGHBORS = 15
+from scrna.integration_scores import N_NEIGHBORS
+
 #: Difference of the adjusted Rand index that counts.
 ARI_STEP = 0.05
-#: LISI's own default: the effective number of neighbors; it looks at three times as many.
-PERPLEXITY = 30
-_DEALS = 5  # times that batches are dealt out
 
 
 class Verdict(NamedTuple):
@@ -44,65 +39,11 @@ class Verdict(NamedTuple):
     sentence: str
 
 
-def score(
-    points: np.ndarray, batches: np.ndarray, labels: np.ndarray | None = None, *, seed: int = 0
-) -> dict[str, float]:
-    """Score one representation.
-
-    Parameters
-    ----------
-    points
-        Cells × components.
-    batches
-        Number of each cell's batch.
-    labels
-        Number of each cell's label, -1 for none; None without labels. Scores of labels are those
-        of the labelled cells among themselves.
-    seed
-        Of the chance that batches are compared with.
-
-    Returns
-    -------
-    same_batch, same_batch_expected
-        Share of a cell's nearest from its own batch (0 to 1), and the same by chance.
-    ilisi, ilisi_expected
-        Integration LISI, the effective number of batches around a cell (1 to all of them; Korsunsky
-        et al. 2019), and what it would be if each neighborhood were as the whole: the inverse
-        Simpson index of the batches, of each label where there are labels. Batches that are mixed
-        have a little less, as a neighborhood is a small sample.
-    silhouette_batch
-        Silhouette of the batches (-1 to 1): about 0 where they lie over each other.
-    same_label, clisi, silhouette_label
-        Likewise for labels: high shares and silhouettes and a cLISI of 1 are good.
-
-    What cannot be computed, for there is one batch, one label or no label, is NaN.
-    """
-    batches = np.unique(batches, return_inverse=True)[1]
-    strata = np.zeros_like(batches) if labels is None else labels
-    found = dict.fromkeys(
-        "same_batch same_batch_expected ilisi ilisi_expected silhouette_batch "
-        "same_label clisi silhouette_label".split(),
-        math.nan,
-    )
-    if batches.max(initial=0) > 0:
-        near = _nearest(points)
-        found["same_batch"] = _same(near, batches)
-        found["same_batch_expected"] = _expected(near, batches, strata, seed)
-        found["ilisi"] = _lisi(points, batches)
-        found["ilisi_expected"] = _expected_lisi(batches, strata)
-        found["silhouette_batch"] = _silhouette(points, batches)
-    if labels is not None:
-        has = labels >= 0
-        points, labels = points[has], np.unique(labels[has], return_inverse=True)[1]
-        if labels.max(initial=0) > 0:
-            found["same_label"] = _same(_nearest(points), labels)
-            found["clisi"] = _lisi(points, labels)
-            found["silhouette_label"] = _silhouette(points, labels)
-    return {name: float(value) for name, value in found.items()}
-
-
 def agreement(clusters: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Compare clusters with labels: adjusted Rand index and normalised mutual information.
+
+    As scikit-learn's `adjusted_rand_score` and `normalized_mutual_info_score`, which take a second
+    to import.
 
     Parameters
     ----------
@@ -113,16 +54,35 @@ def agreement(clusters: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     -------
     ari, nmi: 1 for the same groups, about 0 for unrelated ones; NaN with less than two labels.
     """
-    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-
     has = labels >= 0
-    clusters, labels = clusters[has], labels[has]
-    if len(np.unique(labels)) < 2:
+    clusters, labels = (np.unique(of[has], return_inverse=True)[1] for of in (clusters, labels))
+    if labels.max(initial=0) < 1:
         return {"ari": math.nan, "nmi": math.nan}
-    return {
-        "ari": float(adjusted_rand_score(labels, clusters)),
-        "nmi": float(normalized_mutual_info_score(labels, clusters)),
-    }
+    n_clusters, n_labels = clusters.max() + 1, labels.max() + 1
+    table = np.bincount(labels * n_clusters + clusters, minlength=n_labels * n_clusters)
+    table = table.reshape(n_labels, n_clusters).astype(float)
+    sizes = table.sum(axis=1), table.sum(axis=0)
+    return {"ari": _adjusted_rand(table, *sizes), "nmi": _mutual_information(table, *sizes)}
+
+
+def _adjusted_rand(table: np.ndarray, of_labels: np.ndarray, of_clusters: np.ndarray) -> float:
+    """Share of the pairs of cells that are together in both, less what chance gives."""
+    both, one, other = ((n * (n - 1) / 2).sum() for n in (table, of_labels, of_clusters))
+    n = table.sum()
+    by_chance, most = one * other / (n * (n - 1) / 2), (one + other) / 2
+    # one cluster of each cell on both sides: the same groups
+    return float((both - by_chance) / (most - by_chance)) if most != by_chance else 1.0
+
+
+def _mutual_information(table: np.ndarray, of_labels: np.ndarray, of_clusters: np.ndarray) -> float:
+    """Mutual information, divided by the mean of the two entropies."""
+    n = table.sum()
+    there = table > 0
+    shared = table[there] / n
+    by_chance = np.outer(of_labels, of_clusters)[there] / n**2
+    information = (shared * np.log(shared / by_chance)).sum()
+    entropies = [-(sizes / n * np.log(sizes / n)).sum() for sizes in (of_labels, of_clusters)]
+    return float(max(0.0, information) / np.mean(entropies))
 
 
 def judge(
@@ -209,54 +169,3 @@ def _judge_biology(before, after, label_key: str | None) -> tuple[str, int, str]
 
 def _step(difference: float, counts_from: float) -> int:
     return int(np.sign(difference)) if abs(difference) >= counts_from else 0
-
-
-def _nearest(points: np.ndarray) -> np.ndarray:
-    """Find the nearest cells of each, without itself; cells × neighbors."""
-    from sklearn.neighbors import NearestNeighbors
-
-    n_neighbors = min(N_NEIGHBORS, len(points) - 1)
-    return NearestNeighbors(n_neighbors=n_neighbors).fit(points).kneighbors(return_distance=False)
-
-
-def _same(near: np.ndarray, groups: np.ndarray) -> float:
-    return (groups[near] == groups[:, None]).mean()
-
-
-def _expected(near: np.ndarray, batches: np.ndarray, strata: np.ndarray, seed: int) -> float:
-    """Mean share of the same batch where batches are dealt out anew within each stratum."""
-    rng = np.random.default_rng(seed)
-    by_stratum = np.argsort(strata, kind="stable")
-    shares = []
-    for _ in range(_DEALS):
-        dealt = np.empty_like(batches)
-        mixed = np.lexsort((rng.random(len(batches)), strata))
-        dealt[by_stratum] = batches[mixed]
-        shares.append(_same(near, dealt))
-    return np.mean(shares)
-
-
-def _expected_lisi(batches: np.ndarray, strata: np.ndarray) -> float:
-    """Mean over the cells of the inverse Simpson index of the batches in their stratum."""
-    table = np.zeros((strata.max() + 2, batches.max() + 1))
-    np.add.at(table, (strata, batches), 1)  # cells without a label are the last row
-    sizes = table.sum(axis=1)
-    there = sizes > 0
-    simpson = ((table[there] / sizes[there, None]) ** 2).sum(axis=1)
-    return np.average(1 / simpson, weights=sizes[there])
-
-
-def _lisi(points: np.ndarray, groups: np.ndarray) -> float:
-    """Mean of the local inverse Simpson index."""
-    import pandas as pd
-    from harmonypy import compute_lisi
-
-    perplexity = max(1, min(PERPLEXITY, (len(points) - 1) // 3))
-    table = pd.DataFrame({"group": groups})
-    return compute_lisi(points, table, ["group"], perplexity=perplexity).mean()
-
-
-def _silhouette(points: np.ndarray, groups: np.ndarray) -> float:
-    from sklearn.metrics import silhouette_score
-
-    return silhouette_score(points, groups) if groups.max() < len(points) - 1 else math.nan

@@ -13,20 +13,34 @@ USES_BACKEND = (
     "qc normalize hvg pca harmony neighbors leiden louvain umap tsne markers trajectory".split()
 )
 USES_SEED = (
-    "simulate pca harmony neighbors umap tsne leiden louvain trajectory integration report".split()
+    "simulate pca harmony neighbors umap tsne leiden louvain trajectory integration_scores "
+    "report".split()
 )
-_USES_LABEL = ("trajectory", "integration", "figures", "report")
-_USES_MISSING = ("integration", "report")
-_USES_BATCH = ("harmony", "integration", "qc_figures", "figures", "report")
+_USES_LABEL = ("trajectory", "integration_scores", "figures", "report")
+_USES_MISSING = ("integration_scores", "report")
+_USES_BATCH = ("harmony", "integration_scores", "qc_figures", "figures", "report")
 _USES_NAMES = ("final", "figures", "report")
+#: Topics of the pictures that show cells by batch, label and named clusters.
+TOPICS_BY_CELL = ("clusters", "tsne")
 #: Steps that share a section with another.
-_SECTIONS = {"qc_figures": "figures", "marker_figures": "figures", "matrix": "final"}
+_SECTIONS = {
+    "qc_figures": "figures",
+    "marker_figures": "figures",
+    "matrix": "final",
+    "integration_scores": "integration",
+}
 #: Keys of a section that say whether something is made, not how.
 _SWITCHES = ("enabled", "h5ad")
 
 
 def of_step(
-    step: str, dataset: Mapping[str, Any], *, backend: str, seed: int, rep: str | None = None
+    step: str,
+    dataset: Mapping[str, Any],
+    *,
+    backend: str,
+    seed: int,
+    rep: str | None = None,
+    topic: str | None = None,
 ) -> dict[str, Any]:
     """Give a step's parameters: its section of the dataset's config, and what else it goes by.
 
@@ -40,6 +54,8 @@ def of_step(
         The run's.
     rep
         The representation, for a rule that is there for each.
+    topic
+        The topic, for a rule that is there for each.
 
     Returns
     -------
@@ -63,6 +79,8 @@ def of_step(
     if step == "hvg" and found["batch_key"] == "auto":
         found["batch_key"] = next(iter(batches), None)
     elif step == "integration":
+        del found["n_cells"]
+    elif step == "integration_scores":
         found["n_pcs"] = dataset["neighbors"]["n_pcs"]
     elif step == "tsne" and dataset["tsne"]["enabled"] is True:
         found["max_cells"] = None  # asked for, however many they are
@@ -70,6 +88,10 @@ def of_step(
         del found["X"], found["counts_layer"]
     elif step in ("qc_figures", "figures"):
         del found["genes"], found["n_markers"]
+        if step == "figures":
+            found["topic"] = topic
+            if topic not in TOPICS_BY_CELL:
+                del found["batch_key"], found["label_key"], found["annotations"]
     elif step == "marker_figures":
         found["groupby"] = groupby = dataset["markers"]["groupby"]
         in_final = f"{groupby}_pca" if rep == "pca" and batches else groupby

@@ -263,7 +263,7 @@ _BYTES_PER_CELL: dict[str, Callable[[Mapping[str, Any]], int]] = {
     "harmony": lambda settings: settings.get("n_comps", 100) * 4 * 6,
     "neighbors": _neighbors,
     "umap": _neighbors,
-    "integration": lambda settings: settings.get("n_comps", 100) * 4 * 2,
+    "integration_scores": lambda settings: settings.get("n_comps", 100) * 4 * 2,
     "tsne": _tsne,
     "leiden": lambda settings: _graph(settings, 14),
     "louvain": lambda settings: _graph(settings, 14),

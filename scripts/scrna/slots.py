@@ -2,8 +2,9 @@
 
 A slot is named by its place in the AnnData, ``obs/leiden`` or ``obsm/X_pca``, and encoded as
 AnnData encodes it on disk, so that ``anndata.io.read_elem`` reads every one of them. Arrays of
-numbers, categories and dicts are written and read here, sparse matrices and texts read, since
-importing anndata takes longer than most steps on tables do; all else goes through anndata.
+numbers, single numbers and texts, categories and dicts are written and read here, sparse matrices
+read, since importing anndata takes longer than most steps on tables do; all else goes through
+anndata.
 
 A file carries a digest of each slot, which is checked whenever the slot is read, one of all slots
 together, and one of the CSV table that its step has written beside it, if any.
@@ -256,6 +257,12 @@ def _write_element(file: h5py.File, name: str, value: Any) -> None:
             f"{name}/categories", data=value.names, dtype=h5py.string_dtype()
         )
         element.attrs.update(encoding("string-array"))
+    elif isinstance(value, bool | int | float | np.number | np.bool_):
+        element = file.create_dataset(name, data=value)
+        element.attrs.update(encoding("numeric-scalar"))
+    elif isinstance(value, str):
+        element = file.create_dataset(name, data=value, dtype=h5py.string_dtype())
+        element.attrs.update(encoding("string"))
     elif isinstance(value, Mapping):
         _group(file, name).attrs.update(encoding("dict"))
         for key, item in value.items():
@@ -279,6 +286,8 @@ def _read_element(element: h5py.Dataset | h5py.Group) -> Any:
     kind = element.attrs.get("encoding-type")
     if isinstance(element, h5py.Dataset) and kind == "array":
         return element[()]
+    if kind == "numeric-scalar":
+        return element[()].item()
     if kind in ("csr_matrix", "csc_matrix"):
         from scipy import sparse
 

@@ -18,19 +18,22 @@ def path(demo, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("report")
     table = demo.folder / "filter.csv"
-    drawn = [demo["pca/pca"], *(demo[f"{r}/{s}"] for r in demo.reps for s in ("umap", "leiden"))]
+    drawn = [demo[f"{r}/{s}"] for r in demo.reps for s in ("umap", "leiden")]
     shown = {"batch_key": ["batch"], "label_key": "cell_type", "annotations": {}}
     how = {"dpi": 72, "formats": ["png"]}
     cells = demo.counts, demo["qc"], demo["filter"]
     qc_figures(*cells, table, folder / "qc/figures", **how, batch_key=["batch"])
-    figures(*cells, demo["hvg"], drawn, folder / "figures", **how, **shown)
+    topics = {"genes": ([demo["pca/pca"]], {}), "clusters": (drawn, shown)}
+    for topic, (read, by) in topics.items():
+        out = folder / "figures" / topic
+        figures(*cells, demo["hvg"], read, out, topic=topic, **how, **by)
     config = complete({"run": "demo", "datasets": {"demo": {"kind": "simulate"}}})
     report(
         *demo.base,
         demo.steps,
         table,
         [demo.folder / rep / "markers.csv" for rep in demo.reps],
-        [folder / "qc/figures", folder / "figures"],
+        [folder / "qc/figures", *(folder / "figures" / topic for topic in topics)],
         folder / "report.html",
         **settings("report"),
         **shown,

@@ -18,6 +18,7 @@ from scripts.final import final
 from scripts.harmony import harmony
 from scripts.hvg import hvg
 from scripts.integration import integration
+from scripts.integration_scores import integration_scores
 from scripts.leiden import leiden
 from scripts.louvain import louvain
 from scripts.markers import markers
@@ -173,15 +174,17 @@ def analyse(folder, source, *, batch_key=None, label_key=None, without=(), **sec
 
 def integrated(done, *, batch_key=("batch",), label_key=None, n_pcs=40, **own):
     """Score the integration of an analysis; the path of the step file, the table is beside it."""
-    out = done["integration"]
+    out, scores = done["integration"], done["integration_scores"]
     reps = ("pca", "harmony")
     given = settings(
         "integration", batch_key=list(batch_key), label_key=label_key, n_pcs=n_pcs, seed=0, **own
     )
-    integration(
-        done.counts, done["filter"], *(done[f"{rep}/{rep}"] for rep in reps),
-        [done[f"{rep}/leiden"] for rep in reps], out, out.with_suffix(".csv"), **given,
+    integration_scores(
+        done.counts, done["filter"], *(done[f"{rep}/{rep}"] for rep in reps), scores, threads=1,
+        **given,
     )  # fmt: skip
+    leiden_of = [done[f"{rep}/leiden"] for rep in reps]
+    integration(scores, leiden_of, out, out.with_suffix(".csv"))
     return out
 
 

@@ -10,7 +10,15 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from scripts import qc_figures as quality
-from scripts.figures import diffusion_map, figures, pictures
+from scripts.figures import (
+    cell_groups,
+    clusters,
+    diffusion_map,
+    figures,
+    genes,
+    trajectories,
+    tsne,
+)
 from scripts.final import annotated
 from scrna import drawing, slots
 from scrna import figures as draw
@@ -22,7 +30,7 @@ from scrna.graphs import STATIONARY
 pytest_plugins = ["tests.unit.fixtures"]
 
 QUALITY = ["qc_violins", "qc_scatter", "filter"]
-NAMES = "hvg pca_variance umap tsne clusters_by_batch clusters_by_cell_type trajectory".split()
+NAMES = "hvg pca_variance umap clusters_by_batch clusters_by_cell_type tsne trajectory".split()
 
 
 def inputs(demo):
@@ -46,10 +54,16 @@ def drawn(demo, look):
 
 
 def drawn_of(demo, annotations=None):
-    keys = {"batch_key": ["batch"], "label_key": "cell_type"}
-    early = quality.pictures(*quality_inputs(demo), batch_key=["batch"])
-    late = pictures(*inputs(demo), **keys, annotations=annotations or {})
-    return {name: draw() for name, draw in [*early, *late]}
+    *cells, hvg, steps = inputs(demo)
+    files = {(file.parent.name, file.stem): file for file in steps}
+    counts, qc, filtered = cells
+    shown = cell_groups(counts, filtered, ["batch", "cell_type"], files, annotations or {})
+    drawn = dict(quality.pictures(*quality_inputs(demo), batch_key=["batch"]))
+    drawn |= dict(genes(hvg, filtered, files["pca", "pca"]))
+    for draw_topic in (clusters, tsne):
+        drawn |= dict(draw_topic(files, *shown, qc, filtered))
+    drawn |= dict(trajectories(files))
+    return {name: draw() for name, draw in drawn.items()}
 
 
 @pytest.fixture(scope="module")
@@ -392,7 +406,7 @@ def test_many_points_are_counted_pixel_by_pixel(monkeypatch):
     drawing.points_by_value(right, xy, np.where(np.arange(60) < 3, np.nan, 1.0), "unit")
     figure.draw_without_rendering()
     assert not left.collections
-    (image,) = left.artists
+    (image,) = left.images
     pixels = image.make_image(FigureCanvasAgg(figure).get_renderer())[0].reshape(-1, 4)
     colours = {mpl.colors.to_hex(pixel[:3] / 255) for pixel in pixels if pixel[3] > 0}
     assert {"#0072b2", "#e69f00"} <= colours
@@ -402,21 +416,40 @@ def test_many_points_are_counted_pixel_by_pixel(monkeypatch):
 # ----------------------------------------------------------------------------------------- the step
 
 
+SETTINGS = {"dpi": 50, "formats": ["png", "svg"]}
+
+
 def test_the_files_are_png_with_their_provenance(demo, tmp_path):
     *files, steps = inputs(demo)
-    few = [f for f in steps if f.parent.name == "pca" and f.stem in ("pca", "umap", "leiden")]
+    few = [f for f in steps if f.parent.name == "pca" and f.stem in ("umap", "leiden")]
     out = tmp_path / "figures"
     out.mkdir()
     (out / "old.png").touch()
-    settings = {"dpi": 50, "formats": ["png", "svg"], "batch_key": [], "label_key": None}
-    figures(*files, few, out, **settings)
-    assert {f.name for f in out.glob("*.png")} == {f"{name}.png" for name in NAMES[:3]}
-    assert [f.name for f in out.iterdir() if f.suffix != ".png"] == ["pca_variance.svg"]
+    figures(*files, few, out, topic="clusters", **SETTINGS, batch_key=["batch"])
+    names = ["umap.png", "clusters_by_batch.png", "clusters_by_batch.svg"]
+    assert sorted(f.name for f in out.iterdir()) == sorted(names)
     assert [f.name for f in tmp_path.iterdir()] == ["figures"]
     png = (out / "umap.png").read_bytes()
-    assert mpl.image.imread(out / "umap.png").shape == (600, 250, 4)
+    assert len(mpl.image.imread(out / "umap.png")) == 800  # four panels of 4 inches
     made = png[png.index(b"tEXtProvenance\0") :].partition(b"\0")[2]
-    assert json.JSONDecoder().raw_decode(made.decode("latin-1"))[0]["parameters"]["dpi"] == 50
+    parameters = json.JSONDecoder().raw_decode(made.decode("latin-1"))[0]["parameters"]
+    assert parameters.items() >= {"dpi": 50, "topic": "clusters"}.items()
+
+
+@pytest.mark.parametrize(
+    ("topic", "reads", "names"),
+    [
+        ("genes", ["pca"], ["hvg.png", "pca_variance.png", "pca_variance.svg"]),
+        ("tsne", ["leiden", "tsne"], ["tsne.png"]),
+        ("tsne", ["leiden"], []),  # more cells than a t-SNE is made of
+        ("trajectory", ["leiden", "umap", "trajectory"], ["trajectory.png"]),
+    ],
+)
+def test_a_topic_needs_its_own_steps_alone(demo, tmp_path, topic, reads, names):
+    *files, steps = inputs(demo)
+    own = [f for f in steps if f.stem in reads]
+    figures(*files, own, tmp_path / "figures", topic=topic, **SETTINGS)
+    assert sorted(f.name for f in (tmp_path / "figures").iterdir()) == names
 
 
 @pytest.mark.parametrize("batch_key", [[], ["batch"], ["batch", "cell_type"]])

@@ -9,12 +9,20 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+from harmonypy import compute_lisi
+from sklearn.metrics import (
+    adjusted_rand_score,
+    normalized_mutual_info_score,
+    silhouette_score,
+)
+from sklearn.neighbors import NearestNeighbors
 
-import scripts.integration as script
-from scrna import slots
+import scripts.integration_scores as script
+from scrna import integration_scores, slots
 from scrna.backend import harmony
 from scrna.errors import UserError
-from scrna.integration import agreement, judge, score
+from scrna.integration import agreement, judge
+from scrna.integration_scores import lisi, score, silhouette, surroundings
 from tests.unit.steps import blobs, integrated, store, write_pca
 
 pytest_plugins = ["tests.unit.fixtures"]
@@ -82,6 +90,76 @@ def test_lisi_is_the_inverse_simpson_index_of_weighted_neighbors():
         shares = np.bincount(batch[near], weights, minlength=2)
         expected.append(1 / (shares**2).sum())
     assert score(points, batch)["ilisi"] == pytest.approx(np.mean(expected), rel=0.01)
+
+
+def overlapping(n=400, n_comps=8):
+    """Cells whose groups overlap, some of them alike, and two groupings of different sizes."""
+    points = rng().normal(size=(n, n_comps)).astype(np.float32)
+    points[: n // 10] = points[n // 10 : 2 * (n // 10)]  # a second cell at the same place
+    groups = [rng().integers(3, size=n), np.sort(rng().integers(9, size=n))]
+    points[:, 0] += groups[1]
+    return points, groups
+
+
+@pytest.mark.parametrize("n", [8, 40, 91, 400])
+@pytest.mark.parametrize("shift", [0, 1000])
+def test_scores_are_those_of_harmonypy_and_scikit_learn(n, shift):
+    points, groups = overlapping(n)
+    points = points + np.float32(shift)
+    around = surroundings(points, [np.unique(g, return_inverse=True)[1] for g in groups])
+    for own, sums in zip(groups, around.sums, strict=True):
+        codes = np.unique(own, return_inverse=True)[1]
+        expected = compute_lisi(
+            points, pd.DataFrame({"g": own}), ["g"], perplexity=min(30, (n - 1) // 3)
+        )[:, 0]
+        np.testing.assert_allclose(lisi(around, codes).mean(), expected.mean(), rtol=1e-6)
+        expected = silhouette_score(points.astype(float), own)
+        assert silhouette(sums, codes) == pytest.approx(expected, abs=1e-6)
+    near = NearestNeighbors(n_neighbors=min(15, n - 1)).fit(points.astype(float))
+    distances, _ = near.kneighbors()
+    found = around.distances[:, : distances.shape[1]]
+    # cells at the same place: of the difference of their squares a rounding error is left
+    np.testing.assert_allclose(found, distances, atol=1e-6 * (1 + shift))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_blocks_and_threads_change_nothing(monkeypatch, threads):
+    points, groups = overlapping()
+    whole = surroundings(points, groups)
+    monkeypatch.setattr(integration_scores, "_BLOCK", 7 * len(points))
+    parts = surroundings(points, groups, threads)
+    np.testing.assert_array_equal(parts.near, whole.near)
+    for one, other in zip(parts.sums, whole.sums, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12)
+
+
+def test_a_cell_that_is_alone_in_its_group_has_a_silhouette_of_0():
+    points, _ = overlapping(30)
+    groups = np.minimum(np.arange(30), 3)
+    expected = silhouette_score(points.astype(float), groups)
+    around = surroundings(points, [groups])
+    assert silhouette(around.sums[0], groups) == pytest.approx(expected, abs=1e-6)
+    assert math.isnan(silhouette(np.ones((4, 4)), np.arange(4)))
+
+
+def test_cells_that_are_all_alike_are_scored():
+    points, groups = np.ones((100, 4), np.float32), rng().integers(2, size=100)
+    around = surroundings(points, [groups])
+    assert silhouette(around.sums[0], groups) == 0
+    assert (around.distances == 0).all()
+    assert 1 <= lisi(around, groups).mean() <= 2
+
+
+def test_agreement_is_scikit_learns():
+    for n_clusters, n_labels in ((1, 3), (5, 2), (9, 9), (N, N)):
+        clusters, labels = rng().integers(n_clusters, size=N), rng().integers(-1, n_labels, size=N)
+        clusters = np.where(rng().random(N) < 0.4, labels + 1, clusters)
+        has = labels >= 0
+        found = agreement(clusters, labels)
+        truth = labels[has], clusters[has]
+        assert found["ari"] == pytest.approx(adjusted_rand_score(*truth), abs=1e-12)
+        assert found["nmi"] == pytest.approx(normalized_mutual_info_score(*truth), abs=1e-12)
+    assert agreement(np.arange(9), np.arange(9)[::-1]) == pytest.approx({"ari": 1, "nmi": 1})
 
 
 def test_a_kind_of_cell_in_one_batch_counts_neither_for_nor_against():
@@ -339,11 +417,41 @@ def test_a_representation_of_other_cells_is_refused(made):
         integrated(done)
 
 
+def test_clusters_of_other_cells_than_the_scores_are_refused(made):
+    done = made({"batch": BATCH})
+    slots.write(done["pca/leiden"], {"obs/leiden": pd.Categorical(["0"] * 100)})
+    with pytest.raises(UserError, match=r"leiden\.h5 has 100 cells, .*integration_scores\.h5 600"):
+        integrated(done)
+
+
+def test_the_verdict_imports_what_it_needs_alone(made):
+    """It waits for the clusters, and others for it: imports would take most of its time."""
+    done = made({"batch": BATCH, "kind": KIND})
+    integrated(done, label_key="kind")
+    reps = [str(done[f"{rep}/leiden"]) for rep in ("pca", "harmony")]
+    root = Path(script.__file__).parents[1]
+    code = (
+        f"import sys; sys.path[:0] = [{str(root)!r}, {str(root / 'scripts')!r}]\n"
+        "from pathlib import Path; from scripts.integration import integration\n"
+        f"integration(Path({str(done['integration_scores'])!r}), [*map(Path, {reps})], "
+        f"Path({str(done.folder / 'again.h5')!r}), Path({str(done.folder / 'again.csv')!r}))\n"
+        "heavy = 'pandas anndata zarr scipy sklearn matplotlib scanpy cupy rapids_singlecell'\n"
+        "print({*heavy.split()} & {*sys.modules})"
+    )
+    done_ = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done_.stdout.strip() == "set()"
+    again, first = (
+        slots.read(done.folder / f, "uns/integration") for f in ("again.h5", "integration.h5")
+    )
+    assert again == first
+
+
 def test_the_process_imports_neither_scanpy_nor_rapids():
     scripts = Path(script.__file__).parent
     code = (
         f"import sys; sys.path.append({str(scripts)!r}); import numpy as np; "
-        "from scrna.integration import score, agreement; import scrna.counts, scrna.slots; "
+        "from scrna.integration import agreement; from scrna.integration_scores import score; "
+        "import scrna.counts, scrna.slots; "
         "x = np.random.default_rng(0).normal(size=(50, 3)); g = np.arange(50) % 2; "
         "score(x, g, g); agreement(g, g); import anndata; "
         "print({'scanpy', 'rapids_singlecell', 'cupy', 'torch', 'jax'} & {*sys.modules})"

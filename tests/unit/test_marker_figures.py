@@ -147,7 +147,7 @@ def test_many_cells_are_counted_pixel_by_pixel(demo, drawn, monkeypatch):
     monkeypatch.setattr(drawing, "MOST_DRAWN", 50)
     figure = drawn_of(demo, genes=drawn["genes"])["genes_umap"]
     figure.draw_without_rendering()
-    assert [len(ax.artists) for ax in figure.axes if ax.get_title(loc="left")] == [1, 1, 1]
+    assert [len(ax.images) for ax in figure.axes if ax.get_title(loc="left")] == [1, 1, 1]
 
 
 def test_named_clusters_are_called_so(demo):

@@ -12,8 +12,9 @@ def dataset(**given) -> dict:
     return complete({"run": "x", "datasets": {"x": BATCHES | given}})["datasets"]["x"]
 
 
-def of(step: str, rep: str | None = None, **given) -> dict:
-    return parameters.of_step(step, dataset(**given), backend="cpu", seed=3, rep=rep)
+def of(step: str, rep: str | None = None, topic: str = "clusters", **given) -> dict:
+    known = {"backend": "cpu", "seed": 3, "rep": rep, "topic": topic}
+    return parameters.of_step(step, dataset(**given), **known)
 
 
 def test_a_section_comes_in_order_without_its_switches():
@@ -65,3 +66,17 @@ def test_genes_to_show_change_the_pictures_of_genes_alone():
     assert of("figures", figures=genes) == of("figures")
     assert of("marker_figures", "pca", figures=genes).items() >= genes.items()
     assert of("report", figures=genes)["genes"] == ["CD3E"]
+
+
+def test_pictures_depend_on_what_their_topic_shows():
+    by_cell = {"batch_key", "label_key", "annotations"}
+    for topic in ("genes", "trajectory"):
+        assert of("figures", topic=topic) == {"topic": topic, "dpi": 200, "formats": ["png", "svg"]}
+    for topic in ("clusters", "tsne"):
+        assert of("figures", topic=topic).keys() == {"topic", "dpi", "formats"} | by_cell
+
+
+def test_the_verdict_on_an_integration_depends_on_its_scores_alone():
+    assert of("integration") == {}
+    scores = of("integration_scores")
+    assert scores.keys() == {"batch_key", "label_key", "label_missing", "n_cells", "n_pcs", "seed"}

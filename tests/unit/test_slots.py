@@ -323,3 +323,16 @@ def test_what_is_read_here_is_as_anndata_reads_it(tmp_path, value):
         assert found.codes.dtype == expected.codes.dtype
     else:
         assert repr(found) == repr(expected)
+
+
+@pytest.mark.parametrize("value", [3, -2.5, True, np.float32(0.1), np.int8(7), "text", "", "β"])
+def test_single_values_are_written_as_anndata_writes_them(tmp_path, value):
+    slots.write(tmp_path / "a.h5", {"uns/value": value})
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        write_elem(file.create_group("uns"), "value", value)
+    files = [h5py.File(tmp_path / name) for name in ("a.h5", "b.h5")]
+    (ours, theirs) = (file["uns/value"] for file in files)
+    assert dict(ours.attrs) == dict(theirs.attrs)
+    assert (ours.dtype, ours.shape, ours[()]) == (theirs.dtype, theirs.shape, theirs[()])
+    found = slots.read(tmp_path / "a.h5", "uns/value")
+    assert (found, type(found)) == (read_elem(theirs), type(read_elem(theirs)))

@@ -143,6 +143,7 @@ def _jobs(summary: str) -> set[str]:
         name, _, rule, *_, plan = line.split("\t")
         file = Path(name)
         place = file.parent if file.parts[0] == "results" else Path("results", file.stem)
+        place = file if place.name == "figures" else place  # a folder a topic
         if plan != "no update":
             jobs.add(f"{rule} {place.relative_to('results')}")
     return jobs

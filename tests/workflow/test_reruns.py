@@ -11,7 +11,9 @@ JOBS = """
 simulate toy, convert toy, qc toy, filter toy, normalize toy, matrix toy, hvg toy,
 pca toy/pca, neighbors toy/pca, umap toy/pca, leiden toy/pca, markers toy/pca, trajectory toy/pca,
 harmony toy/harmony, neighbors toy/harmony, umap toy/harmony, leiden toy/harmony,
-markers toy/harmony, trajectory toy/harmony, integration toy, qc_figures toy/qc, figures toy,
+markers toy/harmony, trajectory toy/harmony, integration_scores toy, integration toy,
+qc_figures toy/qc,
+figures toy/figures/genes, figures toy/figures/clusters, figures toy/figures/trajectory,
 marker_figures toy/pca, marker_figures toy/harmony, report toy, final toy,
 simulate plain, convert plain, qc plain, filter plain, normalize plain, matrix plain, hvg plain,
 pca plain/pca, neighbors plain/pca, umap plain/pca, tsne plain/pca, leiden plain/pca,
@@ -39,11 +41,15 @@ def at(place: str, these: set[str]) -> set[str]:
 
 
 # A step, and all that follows it. The markers of plain are of known types, not of clusters.
-DRAWN = of("figures marker_figures report")
+GENES, CLUSTERS, TRAJECTORY = (
+    {f"figures toy/figures/{topic}"} for topic in ("genes", "clusters", "trajectory")
+)
+DRAWN = of("marker_figures report") | CLUSTERS | TRAJECTORY
+ALL_DRAWN = of("figures marker_figures qc_figures report")
 FINAL = of("final h5ad report")
 LEIDEN = of("leiden trajectory integration") | DRAWN | at("toy", of("markers")) | FINAL
 NEIGHBORS = of("neighbors umap louvain") | LEIDEN
-PCA = of("pca harmony tsne") | NEIGHBORS
+PCA = of("pca harmony tsne integration_scores") | GENES | NEIGHBORS
 HVG = of("hvg") | PCA
 NORMALIZE = of("normalize matrix markers") | HVG
 FILTER = of("filter qc_figures") | NORMALIZE
@@ -61,26 +67,28 @@ CHANGES = {
     "hvg: {n_top_genes: 100}": HVG,
     "pca: {n_comps: 18}": PCA,
     "harmony: {theta: 1}": at("toy/harmony", PCA)
-    | jobs("integration toy, figures toy")
+    | of("integration_scores integration")
+    | CLUSTERS
+    | TRAJECTORY
     | at("toy", FINAL),
     "neighbors: {n_neighbors: 10}": NEIGHBORS,
     "umap: {min_dist: 0.3}": of("umap") | DRAWN | FINAL,
     "leiden: {resolution: 1.1}": at("toy", LEIDEN),  # plain has its own
     "markers: {min_cells: 9}": of("markers marker_figures") | FINAL,
-    "trajectory: {n_dcs: 5}": of("trajectory figures") | FINAL,
-    "integration: {n_cells: 150}": {"integration toy"} | at("toy", FINAL),
+    "trajectory: {n_dcs: 5}": of("trajectory") | TRAJECTORY | FINAL,
+    "integration: {n_cells: 150}": of("integration_scores integration") | at("toy", FINAL),
     "final: {counts_layer: false}": of("matrix final h5ad"),
     "figures: {dpi: 60}": set(),  # toy has its own
-    "datasets: {toy: {figures: {dpi: 60}}}": DRAWN | of("qc_figures"),
+    "datasets: {toy: {figures: {dpi: 60}}}": ALL_DRAWN,
     "datasets: {toy: {figures: {n_markers: 2}}}": of("marker_figures report"),
     "datasets: {toy: {figures: {enabled: false}}}": {"report toy"},
     "report: {n_markers: 5}": {"report toy"},
     "report: {enabled: true}": {"report plain"},
     # a step more, or one less
-    "tsne: {enabled: true}": jobs("tsne toy/pca, tsne toy/harmony, figures toy") | at("toy", FINAL),
-    "integration: {enabled: false}": at("toy", FINAL),
-    "louvain: {enabled: true}": jobs("louvain toy/pca, louvain toy/harmony, figures toy")
+    "tsne: {enabled: true}": jobs("tsne toy/pca, tsne toy/harmony, figures toy/figures/tsne")
     | at("toy", FINAL),
+    "integration: {enabled: false}": at("toy", FINAL),
+    "louvain: {enabled: true}": jobs("louvain toy/pca, louvain toy/harmony") | at("toy", FINAL),
     "final: {h5ad: true}": {"h5ad toy"},
     "datasets: {plain: {final: {h5ad: false}}}": set(),
     "datasets: {toy: {markers: {enabled: false}}}": at("toy", FINAL),
@@ -90,11 +98,17 @@ CHANGES = {
     "datasets: {toy: {filter: {max_genes: 250}}}": at("toy", FILTER),
     "datasets: {plain: {simulate: {n_obs: 210}}}": at("plain", SIMULATE),
     "datasets: {toy: {keep_obs: {status: [cell]}}}": at("toy", CONVERT),
-    "datasets: {toy: {label_key: status}}": at("toy", of("trajectory integration figures") | FINAL),
+    "datasets: {toy: {label_key: status}}": at(
+        "toy", of("trajectory integration_scores integration") | CLUSTERS | TRAJECTORY | FINAL
+    ),
     "datasets: {toy: {batch_key: status}}": at("toy", HVG | of("qc_figures")),
-    "datasets: {toy: {batch_key: null}}": at("toy", (HVG | of("qc_figures")) - {"integration toy"})
+    "datasets: {toy: {batch_key: null}}": at(
+        "toy", (HVG | of("qc_figures")) - of("integration_scores integration")
+    )
     - at("toy/harmony", PCA),
-    "datasets: {toy: {batch_key: null, hvg: {batch_key: batch}}}": of("qc_figures figures")
+    "datasets: {toy: {batch_key: null, hvg: {batch_key: batch}}}": of("qc_figures")
+    | CLUSTERS
+    | TRAJECTORY
     | at("toy", FINAL),
     # a dataset more, or one less
     "run: toy": set(),
@@ -114,7 +128,7 @@ EDITS = {
     ("scripts/scrna/graphs.py", "CODE"): of("tsne") | NEIGHBORS,
     ("scripts/scrna/clusters.py", "CODE"): of("louvain") | LEIDEN,
     ("scripts/scrna/communities.py", "CODE"): of("louvain") | LEIDEN,
-    ("scripts/scrna/drawing.py", "CODE"): DRAWN | of("qc_figures"),
+    ("scripts/scrna/drawing.py", "CODE"): ALL_DRAWN,
     ("scripts/scrna/usage.py", "CODE"): {"report toy"},
     ("scripts/scrna/report/report.css", "STYLE"): {"report toy"},
     ("scripts/scrna/simulate.py", "CODE"): SIMULATE,
@@ -179,8 +193,8 @@ def test_the_dry_run_counts_the_same_jobs(done):
     table = done.over("leiden: {resolution: 1.1}").run(options=("--dry-run",))
     counts = dict(re.findall(r"^(\w+) +(\d+)$", table, re.MULTILINE))
     wanted = {"leiden": "2", "markers": "2", "trajectory": "2", "final": "1", "all": "1"}
-    wanted |= {"integration": "1", "figures": "1", "marker_figures": "2", "report": "1"}
-    assert counts == wanted | {"total": "13"}
+    wanted |= {"integration": "1", "figures": "2", "marker_figures": "2", "report": "1"}
+    assert counts == wanted | {"total": "14"}
 
 
 def test_a_change_is_carried_out_once(done, tmp_path):

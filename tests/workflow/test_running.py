@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 RULES = "download simulate convert qc filter normalize hvg pca harmony neighbors umap tsne leiden"
-RULES = [*RULES.split(), *"louvain markers trajectory integration final h5ad figures".split()]
-RULES += ["matrix", "qc_figures", "marker_figures", "report"]
+RULES = [*RULES.split(), *"louvain markers trajectory integration_scores integration final".split()]
+RULES += ["h5ad", "figures", "matrix", "qc_figures", "marker_figures", "report"]
 PROFILES = ["cpu", "slurm", "spark", "workstation"]
 
 
@@ -48,8 +48,8 @@ def test_a_profile_by_its_name_in_a_fresh_clone(done, tmp_path, profile):
     assert shown.returncode == 0, shown.stderr
     twice = "neighbors umap tsne leiden markers trajectory marker_figures".split()
     once = "simulate convert qc filter normalize matrix hvg pca harmony integration final".split()
-    once += ["qc_figures", "figures", "report", "all"]
-    wanted = dict.fromkeys(twice, 2) | dict.fromkeys(once, 1) | {"total": 29}
+    once += ["integration_scores", "qc_figures", "report", "all"]
+    wanted = dict.fromkeys(twice, 2) | dict.fromkeys(once, 1) | {"figures": 4, "total": 33}
     assert job_table(shown.stdout) == wanted
     assert re.search(r"^backend: (cpu|gpu) \(.+\)", shown.stdout, re.MULTILINE)
 

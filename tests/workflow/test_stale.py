@@ -35,7 +35,8 @@ FOLLOWS = {
     "louvain": table.at("plain", table.of("louvain") | table.FINAL),
     "markers": table.CHANGES["markers: {min_cells: 9}"],
     "trajectory": table.CHANGES["trajectory: {n_dcs: 5}"],
-    "integration": table.CHANGES["integration: {n_cells: 150}"],
+    "integration_scores": table.CHANGES["integration: {n_cells: 150}"],
+    "integration": table.of("integration") | table.at("toy", table.FINAL),
     "final": table.of("final h5ad"),
     "h5ad": table.of("h5ad"),
     "qc_figures": table.of("qc_figures report"),
@@ -60,14 +61,15 @@ OUTPUTS = {
     "h5ad": ["final.h5ad"],
     "report": ["report.html"],
     "simulate": [],
-} | {rule: ["figures"] for rule in ("qc_figures", "figures", "marker_figures")}
+    "figures": [""],  # a folder a topic, which is its place
+} | {rule: ["figures"] for rule in ("qc_figures", "marker_figures")}
 
 
 def results_of(jobs: set[str]) -> set[str]:
     """The files and folders that some jobs write, below results/."""
     found = set()
     for rule, place in map(str.split, jobs):
-        found |= {f"{place}/{name}" for name in OUTPUTS.get(rule, [f"{rule}.h5"])}
+        found |= {str(Path(place, name)) for name in OUTPUTS.get(rule, [f"{rule}.h5"])}
     return found
 
 

@@ -239,7 +239,8 @@ class Results:
         benchmarks
             The dataset's folder of benchmarks.
         """
-        files = [benchmarks / f"{name}.tsv" for name in ("convert", "qc_figures", "figures")]
+        files = [benchmarks / f"{name}.tsv" for name in ("convert", "qc_figures")]
+        files += benchmarks.glob("*/figures.tsv")
         files += [*benchmarks.glob("download.*.tsv"), benchmarks / "simulate.tsv"]
         for rep, step in self.files:
             folder = benchmarks if step in REPRESENTATIONS else benchmarks / rep
