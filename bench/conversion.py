@@ -84,7 +84,7 @@ def make(folder: Path, n_obs: int) -> list[Path]:
     sys.path.append(str(SCRIPTS))
     import anndata as ad
 
-    from scrna.simulate import Simulation
+    from scrna.ingest.simulate import Simulation
 
     folder.mkdir(parents=True, exist_ok=True)
     csr, csc, names = (folder / f"{name}.h5ad" for name in ("cells_csr", "cells_csc", "names"))

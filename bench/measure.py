@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 
-from scrna.usage import usage_of
+from scrna.data.benchmarks import usage_of
 
 
 def rows(dataset: str) -> list[dict]:

@@ -58,11 +58,12 @@ sys.path.append(str(Path(__file__).parents[1] / "scripts"))
 sys.path.append(str(Path(__file__).parents[1]))
 
 from scrna import backend as backends
-from scrna import cache, slots
-from scrna.engine.perform import free_memory
+from scrna.data import step_files
 from scrna.log import send_logs
 from scrna.names import is_clustering
+from scrna.resources import kept_matrices
 from scrna.step import perform, start_gpu
+from scrna.warm_process import free_memory
 
 REPOSITORY = Path(__file__).parents[1]
 _FILTERED = {"counts": "counts.zarr", "filtered": "filter.h5"}
@@ -103,10 +104,10 @@ def load_of(step: str, files: dict[str, Any], settings: dict[str, Any]) -> dict[
     moved = matrix["data"].nbytes + matrix["indices"].nbytes
     if step in ("qc", "normalize"):
         return {"read": read, "moved": moved, "worked": moved}
-    n_cells = slots.read(files["filtered"], "var/n_cells_kept")
-    n_cells = n_cells[slots.read(files["filtered"], "var/keep")]
+    n_cells = step_files.read(files["filtered"], "var/n_cells_kept")
+    n_cells = n_cells[step_files.read(files["filtered"], "var/keep")]
     if step == "pca" and settings["use_highly_variable"]:
-        n_cells = n_cells[slots.read(files["hvg"], "var/highly_variable")]
+        n_cells = n_cells[step_files.read(files["hvg"], "var/highly_variable")]
     return {"read": read, "moved": moved, "worked": 8 * int(n_cells.sum())}  # float32 and int32
 
 
@@ -192,7 +193,7 @@ def calls_of(dataset: str, reps: list[str], only: list[str]) -> list[dict[str, A
         file = folder / (step if step in ("pca", "harmony") else rep) / f"{step}.h5"
         if step not in only or not file.exists():
             continue
-        known = slots.provenance_of(file)
+        known = step_files.provenance_of(file)
         settings = known["parameters"] | {"backend": known["backend"]}
         groupby = settings.get("groupby", "")
         names = {"rep": rep, "clustering": groupby.split("_")[0]}
@@ -212,7 +213,7 @@ def measure(call: dict[str, Any], repeat: int, rates: dict, config: dict, out: P
     job = {"label": f"bench {call['label']}", "files": files | written, "settings": settings}
     job |= {"untracked": {}, "threads": THREADS, "config": config}
     seconds = [timed(settings["backend"], perform, function, job, "warm") for _ in range(repeat)]
-    known = slots.provenance_of(written["out"])
+    known = step_files.provenance_of(written["out"])
     load = load_of(step, files, settings)
     if known.get("matrix") == "kept in memory":
         load |= {"read": 0, "moved": 0}
@@ -241,7 +242,7 @@ def begin(backend: str, config: dict[str, Any], *, keep: bool) -> dict[str, floa
     if backend == "gpu":
         took["start_gpu_s"] = timed("cpu", lambda: start_gpu(**config["gpu"]))
     if keep:
-        cache.start()
+        kept_matrices.start()
     gc.freeze()  # collecting after a step then passes over what the libraries made
     return took
 

@@ -14,7 +14,8 @@ PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- layers: python docs/layers.py -->", "<!-- end of layers -->"
 
 #: The layers from the bottom to the top, each with what belongs there. A module imports modules of
-#: its own layer and of those before it. `ground` is what lies in no folder, but `step`.
+#: its own layer and of those before it. `ground` is what lies in no folder, but
+#: `step` and `warm_process`.
 LAYERS = {
     "ground": "errors, logging, progress, processes, provenance, the table of steps, backend",
     "resources": "GPUs, memory, what a step needs, the plan, kept matrices, locks",
@@ -76,7 +77,9 @@ def layer_of(name: str) -> str:
     """Return the layer of a module, by its folder; the folder's own name where it is no layer."""
     first, *below = name.removeprefix("scrna.").split(".")
     is_folder = bool(below) or (PACKAGE / first).is_dir()
-    return first if is_folder or first == "step" else "ground"
+    if first in ("step", "warm_process"):
+        return "step"
+    return first if is_folder else "ground"
 
 
 def picture() -> str:

@@ -12,20 +12,22 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 from snakemake.settings.types import DeploymentMethod
 
-from scrna import config as checks
-from scrna import execution, feedback, machine, parameters, records, scheduling, stale
-from scrna.code import code_digest, page_digest
-from scrna.config_files import overruled
-from scrna.decisions import decided
+from scrna.config import settings as checks
+from scrna.config import datasets, step_parameters
+from scrna.resources import gpus
+from scrna.workflow import records, session, snakemake_internals, stale, summary
+from scrna.code_digest import code_digest, page_digest
+from scrna.config.yaml_files import overruled
+from scrna.workflow.decisions import decided
 from scrna.errors import UserError
-from scrna.folders import check_writable
-from scrna.lock import directory_lock
+from scrna.workflow.folders import check_writable
+from scrna.resources.locks import directory_lock
 from scrna.log import share_terminal
-from scrna.named_in_data import check_converted, named_in_data
+from scrna.workflow.named_in_data import check_converted, named_in_data
 from scrna.names import is_clustering
-from scrna.sizes import memory_mb
-from scrna.source_address import set_credentials_aside
-from scrna.watch import announce
+from scrna.resources.estimates import memory_mb
+from scrna.config.source_address import set_credentials_aside
+from scrna.processes import announce
 
 announce()  # a job ends with the run that started it, were that one killed outright
 
@@ -36,7 +38,7 @@ def resolve_backend(asked, scheduler):
     """
     if is_elsewhere(scheduler) and asked == "gpu":
         return "gpu", "backend: gpu (as the config asks, wherever the steps run)"
-    backend, line = machine.resolve_backend(asked)
+    backend, line = gpus.resolve_backend(asked)
     if is_elsewhere(scheduler) and (asked, backend) == ("auto", "cpu"):
         line += "; set backend: gpu for machines that have one"
     return backend, line
@@ -49,7 +51,7 @@ def is_elsewhere(scheduler):
 
 def pick_dataset():
     """What `run: auto` picks on this machine, and the line that says so."""
-    picked, line = checks.pick_run(config, machine.gpu_memory)
+    picked, line = checks.pick_run(config, gpus.gpu_memory)
     return picked["run"], line
 
 
@@ -71,15 +73,15 @@ try:
     )
     checks.check(config | {"backend": BACKEND})
     DATASETS = {name: config["datasets"][name] for name in config["run"]}
-    SOURCES = checks.sources(DATASETS)
-    checks.check_columns(DATASETS, SOURCES, "results")
+    SOURCES = datasets.sources(DATASETS)
+    datasets.check_columns(DATASETS, SOURCES, "results")
     if is_main:
         seen_by = {"backend": BACKEND, "seed": config["seed"]}
         check_converted(DATASETS, SOURCES, "results", **seen_by)
     lines = [line for line in (picked_line, backend_line) if line]
     lines += overruled(CONFIG_FILES, DATASETS, checks.SECTIONS)
     if workflow.is_main_process and not is_elsewhere(SCHEDULER):
-        lines += execution.before_run(config, BACKEND, "results")
+        lines += session.before_run(config, BACKEND, "results")
 except UserError as error:
     raise WorkflowError(str(error)) from None
 if workflow.is_main_process:
@@ -115,7 +117,7 @@ def settings(step):
     """A step's parameters: its section of the dataset's config, and no more than it depends on."""
 
     def of(wildcards):
-        return parameters.of_step(
+        return step_parameters.of_step(
             step,
             DATASETS[wildcards.dataset],
             backend=BACKEND,
@@ -129,7 +131,7 @@ def settings(step):
 
 def reading(wildcards):
     """How a dataset's source is read: the parameters of its conversion."""
-    return {key: DATASETS[wildcards.dataset][key] for key in checks.READING}
+    return {key: DATASETS[wildcards.dataset][key] for key in datasets.READING}
 
 
 def required_columns(wildcards, input):
@@ -137,7 +139,7 @@ def required_columns(wildcards, input):
     another batch_key is no reason to convert again (check_converted looks at what is there).
     """
     name = wildcards.dataset
-    columns = checks.required_obs(DATASETS[name], name)
+    columns = datasets.required_obs(DATASETS[name], name)
     return {"dataset": name, "required_obs": columns} | needed(wildcards, input)
 
 
@@ -242,7 +244,7 @@ def figure_files(wildcards):
         "trajectory": ["leiden", "umap", "trajectory"],
     }[wildcards.topic]
     named = checks.annotations(DATASETS[wildcards.dataset])
-    if wildcards.topic in parameters.TOPICS_BY_CELL and any(
+    if wildcards.topic in step_parameters.TOPICS_BY_CELL and any(
         "louvain" in n for n in named
     ):
         shown = [*shown, "louvain"]
@@ -304,7 +306,7 @@ def begin_run():
     global run_lock, engine, begun
     begun, engine = time.time(), None
     if not workflow.non_local_exec:
-        scheduling.lift_rate_limit(workflow.scheduler)
+        snakemake_internals.lift_rate_limit(workflow.scheduler)
     try:
         run_lock = directory_lock(os.getcwd())
         due, may_start = steps_for_worker()
@@ -334,7 +336,7 @@ def steps_for_worker():
     """
     asked = config["worker"]
     jobs = [job.rule.name for job in workflow.dag.needrun_jobs()]
-    due = [step for step in parameters.USES_BACKEND if step in jobs]
+    due = [step for step in step_parameters.USES_BACKEND if step in jobs]
     is_away = workflow.non_local_exec or environment(None)
     if workflow.touch or (asked == "none" and not SCHEDULER):
         return [], False
@@ -360,12 +362,12 @@ def end_run(logs=None):
         failed = getattr(workflow.scheduler, "failed", [])
         left = [job for job in workflow.dag.needrun_jobs() if job not in failed]
         text = "".join(Path(log).read_text(errors="replace") for log in logs)
-        said = feedback.failure_lines(
+        said = summary.failure_lines(
             steps_among(failed), steps_among(left), text, since=begun - 2
         )
         if said:
             logger.error("\n".join(said))
-    if not workflow.touch and (lines := feedback.usage_lines(finished)):
+    if not workflow.touch and (lines := summary.usage_lines(finished)):
         logger.info("\n".join(["", *lines, ""]))
     done = {step.label for step in finished}
     for name in DATASETS:
@@ -399,5 +401,5 @@ def steps_among(jobs):
             for file in (next(iter(job.log), None), job.benchmark)
         ]
         if name != "all":
-            found.append(feedback.Job(name, label, *files))
+            found.append(summary.Job(name, label, *files))
     return found

@@ -9,7 +9,7 @@ if SCRIPTS not in sys.path:
 
 from snakemake.exceptions import WorkflowError
 
-from scrna.config_files import read_config
+from scrna.config.yaml_files import read_config
 from scrna.errors import UserError
 
 # Each laid over those before it; a job of this run has no need to look again.

@@ -12,7 +12,7 @@ Settings
     ``matrix``         where the counts are: ``X``, ``raw.X``, ``layers/NAME``; ``auto`` takes
                        the first of these that holds non-negative integers alone
     ``gene_symbols``   the var column with gene symbols, or ``index``; ``auto`` takes the first
-                       known one (`scrna.annotations.SYMBOL_COLUMNS`), else the index
+                       known one (`scrna.ingest.tables.SYMBOL_COLUMNS`), else the index
     ``keep_obs``       cells to keep by obs values: ``{column: [values]}``
     ``sha256``         digest that the source file must have
     ``required_obs``   obs columns that the config names, with the keys that name them: missing
@@ -44,33 +44,22 @@ import numpy as np
 import pandas as pd
 import zarr
 
-from scrna.annotations import (
-    add_column,
-    check_columns,
-    fit_for_disk,
-    kept_cells,
-    name_genes,
-)
-from scrna.cells import CellTable, Text, write_cells
-from scrna.counts import in_order
 from scrna.damage import write_json
-from scrna.data_checks import check_cells, check_genes
+from scrna.data.block import in_order
+from scrna.data.csr_writer import CSRWriter, MatrixInfo, Rows
+from scrna.data.data_checks import check_cells, check_genes
+from scrna.data.store import bytes_on_disk, new_store, write_slots, write_table
 from scrna.errors import UserError
-from scrna.fetch import file_sha256
+from scrna.ingest.download import file_sha256
+from scrna.ingest.formats import Block, Source, open_source
+from scrna.ingest.formats.base import BLOCK_NNZ, NotMatrix, n_threads
+from scrna.ingest.obs_table import CellTable, Text, check_columns, kept_cells, write_cells
+from scrna.ingest.tables import add_column, fit_for_disk, name_genes
 from scrna.log import log
 from scrna.progress import Progress
-from scrna.sources import Block, Source, open_source
-from scrna.sources.base import BLOCK_NNZ, NotMatrix, n_threads
-from scrna.step import provenance, run, step
-from scrna.store import (
-    CSRWriter,
-    MatrixInfo,
-    Rows,
-    bytes_on_disk,
-    new_store,
-    write_slots,
-    write_table,
-)
+from scrna.provenance import provenance
+from scrna.step import step
+from scrna.workflow.rule import run
 
 _MAX_COUNT = np.iinfo(np.uint32).max
 

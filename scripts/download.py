@@ -20,10 +20,11 @@ Output
 
 from pathlib import Path
 
-from scrna.fetch import fetch
+from scrna.config.source_address import full_address, without_credentials
+from scrna.ingest.download import fetch
 from scrna.log import log
-from scrna.source_address import full_address, without_credentials
-from scrna.step import run, step
+from scrna.step import step
+from scrna.workflow.rule import run
 
 
 @step

@@ -25,11 +25,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scrna import slots
-from scrna.celltypes import cell_types, place_of
-from scrna.counts import Counts, kept
-from scrna.graphs import STATIONARY
-from scrna.step import provenance, run, step
+from scrna.data import step_files
+from scrna.data.counts import Counts, kept
+from scrna.data.graph import STATIONARY
+from scrna.methods.cell_types import cell_types, place_of
+from scrna.provenance import provenance
+from scrna.step import step
+from scrna.workflow.rule import run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +89,7 @@ def figures(
     UserError
         If the annotations name a cluster that there is not.
     """
-    from scrna.drawing import save_folder
+    from scrna.plots.style import save_folder
 
     files = {(file.parent.name, file.stem): file for file in steps}
     if topic == "genes":
@@ -104,17 +106,19 @@ def figures(
 
 def genes(hvg: Path, filtered: Path, pca: Path) -> Iterator[tuple]:
     """Name the pictures of genes and components, each with a function that draws it."""
-    from scrna import figures as draw
+    from scrna.plots import dataset_figures as draw
 
-    var = {name[4:]: slots.read(hvg, name) for name in slots.names(hvg) if name[:4] == "var/"}
-    yield "hvg", partial(draw.hvg_dispersion, var, slots.read(hvg, "uns/hvg")["flavor"])
-    ratio = slots.read(pca, "uns/pca/variance_ratio")
+    var = {
+        name[4:]: step_files.read(hvg, name) for name in step_files.names(hvg) if name[:4] == "var/"
+    }
+    yield "hvg", partial(draw.hvg_dispersion, var, step_files.read(hvg, "uns/hvg")["flavor"])
+    ratio = step_files.read(pca, "uns/pca/variance_ratio")
     yield "pca_variance", partial(draw.pca_variance, ratio, kept(filtered)[0].sum())
 
 
 def clusters(files: Files, groups: Groups, types: Groups, qc: Path, filtered: Path):
     """Name the pictures of clusters, each with a function that draws it."""
-    from scrna import figures as draw
+    from scrna.plots import dataset_figures as draw
 
     yield from embedding("UMAP", files, types | groups, qc, filtered)
     for name, of in groups.items():
@@ -129,13 +133,13 @@ def tsne(files: Files, groups: Groups, types: Groups, qc: Path, filtered: Path) 
 
 def embedding(name: str, files: Files, shown: Groups, qc: Path, filtered: Path) -> Iterator[tuple]:
     """Draw an embedding by clusters, groups and qc columns, where it was computed."""
-    from scrna import figures as draw
+    from scrna.plots import dataset_figures as draw
 
     of = coordinates(files, name.lower().replace("-", ""))
     if not of:
         return
     cells, _ = kept(filtered)
-    values = {label: slots.read(qc, f"obs/{name}")[cells] for name, label in SHOWN.items()}
+    values = {label: step_files.read(qc, f"obs/{name}")[cells] for name, label in SHOWN.items()}
     values[SHOWN["total_counts"]] = np.log10(1 + values[SHOWN["total_counts"]])
     points = draw.Embedding(name, of)
     drawn = partial(draw.embedding, points, leiden_of(files), shown, values)
@@ -144,17 +148,17 @@ def embedding(name: str, files: Files, shown: Groups, qc: Path, filtered: Path) 
 
 def trajectories(files: Files) -> Iterator[tuple]:
     """Draw PAGA, pseudotime and diffusion map, in one picture."""
-    from scrna import figures as draw
+    from scrna.plots import dataset_figures as draw
 
     found = {rep: file for (rep, name), file in files.items() if name == "trajectory"}
     links = {
-        rep: np.asarray(slots.read(file, "uns/paga")["connectivities"].todense())
+        rep: np.asarray(step_files.read(file, "uns/paga")["connectivities"].todense())
         for rep, file in found.items()
     }
     times = {
-        rep: slots.read(file, "obs/dpt_pseudotime")
+        rep: step_files.read(file, "obs/dpt_pseudotime")
         for rep, file in found.items()
-        if "obs/dpt_pseudotime" in slots.names(file)
+        if "obs/dpt_pseudotime" in step_files.names(file)
     }
     diffmaps = {rep: diffusion_map(found[rep]) for rep in times}
     points = draw.Embedding("UMAP", coordinates(files, "umap"))
@@ -170,7 +174,7 @@ def cell_groups(
     annotations: dict[str, dict[str, str]],
 ) -> tuple[Groups, Groups]:
     """Read the columns of obs that the kept cells are shown by, and the types by annotations."""
-    from scrna.drawing import as_groups
+    from scrna.plots.style import as_groups
 
     cells, _ = kept(filtered)
     found = {}
@@ -184,7 +188,7 @@ def cell_groups(
 def leiden_of(files: Files) -> dict[str, "pd.Categorical"]:
     """Read the clusters of each representation."""
     return {
-        rep: slots.read(file, "obs/leiden")
+        rep: step_files.read(file, "obs/leiden")
         for (rep, name), file in files.items()
         if name == "leiden"
     }
@@ -194,9 +198,9 @@ def coordinates(files: Files, name: str) -> dict[str, np.ndarray]:
     """Read the first two columns of an embedding by representation, where it is computed."""
     slot = f"obsm/X_{name}"
     return {
-        rep: slots.read(file, slot)[:, :2]
+        rep: step_files.read(file, slot)[:, :2]
         for (rep, stem), file in files.items()
-        if stem == name and slot in slots.names(file)
+        if stem == name and slot in step_files.names(file)
     }
 
 
@@ -211,9 +215,9 @@ def diffusion_map(trajectory: Path) -> tuple[np.ndarray, np.ndarray]:
     Coordinates (kept cells × 2, or fewer components), NaN for cells without pseudotime; and which
     components they are, counted from 0.
     """
-    known = np.isfinite(slots.read(trajectory, "obs/dpt_pseudotime"))
-    points = slots.read(trajectory, "obsm/X_diffmap").astype(float)
-    moving = slots.read(trajectory, "uns/diffmap_evals") < STATIONARY
+    known = np.isfinite(step_files.read(trajectory, "obs/dpt_pseudotime"))
+    points = step_files.read(trajectory, "obsm/X_diffmap").astype(float)
+    moving = step_files.read(trajectory, "uns/diffmap_evals") < STATIONARY
     own = points[known].std(axis=0) > 0.1 * points.std(axis=0)
     components = np.flatnonzero(moving & own)[:2]
     points[~known] = np.nan
@@ -226,7 +230,7 @@ def annotated(files: Files, annotations: dict[str, dict[str, str]]) -> Groups:
     found = {}
     for clustering, names in annotations.items():
         rep, name = place_of(clustering, reps)
-        clusters = slots.read(files[rep, name.split("_")[0]], f"obs/{name}")
+        clusters = step_files.read(files[rep, name.split("_")[0]], f"obs/{name}")
         found["cell_type"] = cell_types(clusters, clustering, names)
     return found
 

@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from scrna import slots
-from scrna.counts import Counts
-from scrna.data_checks import check_cells, check_kept_genes
+from scrna.atomic import replacing
+from scrna.data import step_files
+from scrna.data.counts import Counts
+from scrna.data.data_checks import check_cells, check_kept_genes
 from scrna.errors import UserError
-from scrna.files import replacing
 from scrna.log import log
-from scrna.step import run, step
+from scrna.step import step
+from scrna.workflow.rule import run
 
 #: Bound → the qc column it looks at, and whether it is a least or a most.
 BOUNDS = {
@@ -81,18 +82,18 @@ def filter_cells(
         If too few cells or no genes are left, or max_pct_mt cannot be applied, or if what the
         config names was removed.
     """
-    if bounds["max_pct_mt"] is not None and not slots.read(qc, "var/mt").any():
+    if bounds["max_pct_mt"] is not None and not step_files.read(qc, "var/mt").any():
         bounds["max_pct_mt"] = _without_mt(bounds["max_pct_mt"], missing_mt)
     bounds = {name: bound for name, bound in bounds.items() if bound is not None}
     broken = {name: breaks(qc, name, bound) for name, bound in bounds.items()}
-    keep, reason = reasons(broken, len(slots.read(qc, "obs/total_counts")))
+    keep, reason = reasons(broken, len(step_files.read(qc, "obs/total_counts")))
     rows = tally(broken, bounds)
     if (n_kept := int(keep.sum())) < fewest_cells:
         raise UserError(_too_few(n_kept, len(keep), fewest_cells, rows))
     store = Counts(counts)
     if named:
         _check_kept_cells(store, keep, named)
-    n_cells = cells_per_gene(store, slots.read(qc, "var/n_cells_by_counts"), keep, threads)
+    n_cells = cells_per_gene(store, step_files.read(qc, "var/n_cells_by_counts"), keep, threads)
     keep_genes = n_cells >= (min_cells or 0)
     if not keep_genes.any():
         msg = f"no gene is in {min_cells} of the {n_kept:,} cells that stay: lower filter.min_cells"
@@ -100,7 +101,7 @@ def filter_cells(
     if named:
         check_kept_genes(named, store.genes(), store.gene_ids, n_cells, keep_genes)
     _write_table(table, rows, keep, keep_genes, min_cells)
-    slots.write(
+    step_files.write(
         out,
         {
             "obs/keep": keep,
@@ -123,11 +124,11 @@ def filter_cells(
 def breaks(qc: Path, name: str, bound: float) -> np.ndarray:
     """Flag the cells that break a bound; bool (n_obs). An empty cell's percentages break none."""
     column, kind = BOUNDS[name]
-    values = slots.read(qc, f"obs/{column}")
+    values = step_files.read(qc, f"obs/{column}")
     return values < bound if kind == "min" else values > bound
 
 
-def reasons(broken: dict[str, np.ndarray], n_obs: int) -> tuple[np.ndarray, slots.Categories]:
+def reasons(broken: dict[str, np.ndarray], n_obs: int) -> tuple[np.ndarray, step_files.Categories]:
     """Tell which cells stay, and for the others every bound that they break.
 
     Parameters
@@ -152,7 +153,7 @@ def reasons(broken: dict[str, np.ndarray], n_obs: int) -> tuple[np.ndarray, slot
         ",".join(name for place, name in enumerate(broken) if value >> place & 1) or "kept"
         for value in found.tolist()
     ]
-    return bits == 0, slots.Categories(codes, names)
+    return bits == 0, step_files.Categories(codes, names)
 
 
 def tally(broken: dict[str, np.ndarray], bounds: dict[str, float]) -> list[dict]:

@@ -21,16 +21,18 @@ from typing import Any
 import numpy as np
 import zarr
 
-from scrna import slots
-from scrna.celltypes import cell_types
-from scrna.counts import Counts, kept
 from scrna.damage import reading
+from scrna.data import step_files
+from scrna.data.counts import Counts, kept
+from scrna.data.integrity import check_matrices
+from scrna.data.store import bytes_on_disk, new_store, write_element, write_tables
 from scrna.errors import UserError
-from scrna.integrity import check_matrices
 from scrna.log import log
+from scrna.methods.cell_types import cell_types
 from scrna.names import is_clustering
-from scrna.step import provenance, run, step
-from scrna.store import bytes_on_disk, new_store, write_element, write_tables
+from scrna.provenance import provenance
+from scrna.step import step
+from scrna.workflow.rule import run
 
 #: Parts of a name in uns that sc.pp.neighbors derives from its key.
 _GRAPHS = ("distances", "connectivities")
@@ -193,8 +195,8 @@ def gather(steps: list[Path], cells: np.ndarray, genes: np.ndarray) -> dict[str,
     for path in steps:
         is_before = path.parent == before and path.stem != "pca" and integrated
         suffix = "_pca" if is_before else ""
-        records[path.stem + suffix] = json.dumps(slots.provenance_of(path))
-        for element, value in slots.read_all(path).items():
+        records[path.stem + suffix] = json.dumps(step_files.provenance_of(path))
+        for element, value in step_files.read_all(path).items():
             slot, name = element.split("/", 1)
             if name in _LEFT_OUT:
                 continue

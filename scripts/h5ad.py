@@ -9,12 +9,13 @@ Settings: ``final.h5ad`` asks for it. Input: ``final.zarr``. Output: ``final.h5a
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scrna.atomic import replacing
 from scrna.damage import reading
-from scrna.files import replacing
-from scrna.integrity import FILES, ShardedArray, check_there, files_of, reading_elements
+from scrna.data.integrity import FILES, ShardedArray, check_there, files_of, reading_elements
 from scrna.log import log
 from scrna.progress import Progress
-from scrna.step import run, step
+from scrna.step import step
+from scrna.workflow.rule import run
 
 if TYPE_CHECKING:
     import h5py

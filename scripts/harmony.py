@@ -9,7 +9,7 @@ Output: a step file.
 """
 
 if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
-    from scrna.rule import hand_over
+    from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)
 
@@ -18,13 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from scrna import backend as backends
-from scrna import slots
-from scrna.batches import complete_batches, in_large_batches, warn_of_small
-from scrna.counts import Counts, kept
-from scrna.execution import decide
+from scrna.data import step_files
+from scrna.data.batches import complete_batches, in_large_batches, warn_of_small
+from scrna.data.counts import Counts, kept
 from scrna.log import log
-from scrna.step import run, step
+from scrna.methods.harmony import run_harmony
+from scrna.resources.admission import decide
+from scrna.step import step
+from scrna.workflow.rule import run
 
 
 @step
@@ -57,7 +58,7 @@ def harmony(
     batch_key
         obs columns with batches.
     theta, sigma, ridge_lambda, max_iter, flavor
-        Harmony's own, see `scrna.backend.harmony`.
+        Harmony's own, see `scrna.methods.harmony.run_harmony`.
     missing_batch
         ``refuse`` cells without a batch, or make them ``own_batch``.
     min_batch_cells
@@ -84,10 +85,10 @@ def harmony(
     for name in batch_key:
         sizes = batches[name].value_counts()
         log.info("%s: %s", name, ", ".join(f"{batch} {n:,}" for batch, n in sizes.items()))
-    before = slots.read(pca, "obsm/X_pca")
+    before = step_files.read(pca, "obsm/X_pca")
     decide("harmony", backend=backend, n_obs=len(before), n_comps=before.shape[1])
     after = before.copy()
-    after[large] = backends.harmony(
+    after[large] = run_harmony(
         before[large],
         batches,
         theta=theta if isinstance(theta, list) else [theta] * len(batch_key),
@@ -102,7 +103,7 @@ def harmony(
     if not np.isfinite(after).all():
         msg = "Harmony returned values that are not finite; try a smaller theta or another seed"
         raise ArithmeticError(msg)
-    slots.write(out, {"obsm/X_pca_harmony": after})
+    step_files.write(out, {"obsm/X_pca_harmony": after})
     some = slice(None, None, max(1, len(after) // 10_000))
     before, moved = before[some], after[some] - before[some]
     shares = np.linalg.norm(moved, axis=1) / np.linalg.norm(before, axis=1)

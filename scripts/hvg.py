@@ -9,7 +9,7 @@ Settings: section ``hvg``. Inputs: ``counts.zarr``, filter, normalize. Output: a
 """
 
 if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
-    from scrna.rule import hand_over
+    from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)
 
@@ -18,13 +18,16 @@ from pathlib import Path
 
 import numpy as np
 
-from scrna import blocks, slots
-from scrna.backend import computed, load, pearson_residual_genes, to_host
-from scrna.counts import Counts, kept
+from scrna.backend import computed, load, to_host
+from scrna.data import step_files
+from scrna.data.counts import Counts, kept
+from scrna.data.matrix import open_matrix
+from scrna.data.unnamed import anndata_without_names
 from scrna.errors import UserError
 from scrna.log import log
-from scrna.numbered import nameless
-from scrna.step import run, step
+from scrna.methods.variable_genes import pearson_residual_genes
+from scrna.step import step
+from scrna.workflow.rule import run
 
 #: Smaller batches do not rank genes: a mean over them says too little.
 FEWEST_CELLS = 25
@@ -91,7 +94,7 @@ def hvg(
         "pearson_residuals": {"theta": theta},
     }.get(flavor, {})
     values = None if flavor in ON_COUNTS else normalized
-    with blocks.matrix(
+    with open_matrix(
         "hvg",
         counts,
         filtered,
@@ -106,7 +109,7 @@ def hvg(
             matrix, store.genes()[genes], batches, batch_key, flavor, n_top, own, backend
         )
     columns = {f"var/{name}": var[name].to_numpy() for name in var}
-    slots.write(out, columns | {"uns/hvg": {"flavor": flavor}})
+    step_files.write(out, columns | {"uns/hvg": {"flavor": flavor}})
     n_chosen = np.sum(columns["var/highly_variable"])
     log.info("%s of %s genes are highly variable", f"{n_chosen:,}", f"{n_genes:,}")
 
@@ -149,7 +152,7 @@ def rank_genes(
     """
     import pandas as pd
 
-    adata = nameless(matrix.shape[0], matrix, var=pd.DataFrame(index=genes))
+    adata = anndata_without_names(matrix.shape[0], matrix, var=pd.DataFrame(index=genes))
     if batch_key:
         adata, batch_key = in_batches(adata, batches, batch_key)
     if flavor == "pearson_residuals":

@@ -16,7 +16,7 @@ For datasets with a ``batch_key``. ``integration.csv`` has a row for ``pca`` and
 | ari, nmi | agreement of the Leiden clusters with the labels | 1 |
 
 All but ari and nmi, which are of all cells with a label, come from `integration_scores`. How scores
-become words: `scrna.integration`.
+become words: `scrna.methods.integration_verdict`.
 
 Inputs: integration_scores, leiden of both representations. Outputs: a step file (uns integration:
 batch_key, label_key, n_cells, scores of pca and harmony, mixing, biology, overall and verdict),
@@ -26,12 +26,13 @@ batch_key, label_key, n_cells, scores of pca and harmony, mixing, biology, overa
 import csv
 from pathlib import Path
 
-from scrna import slots
+from scrna.atomic import replacing
+from scrna.data import step_files
 from scrna.errors import UserError
-from scrna.files import replacing
-from scrna.integration import agreement, judge
 from scrna.log import log
-from scrna.step import run, step
+from scrna.methods.integration_verdict import agreement, judge
+from scrna.step import step
+from scrna.workflow.rule import run
 
 
 @step
@@ -55,11 +56,12 @@ def integration(scores: Path, leiden: list[Path], out: Path, table: Path) -> Non
         If the clusters are of other cells than the scores.
     """
     facts, labels = (
-        slots.read(scores, name) for name in ("uns/integration_scores", "obs/integration_label")
+        step_files.read(scores, name)
+        for name in ("uns/integration_scores", "obs/integration_label")
     )
     rows = {}
     for rep, path in zip(("pca", "harmony"), leiden, strict=True):
-        clusters = slots.read(path, "obs/leiden/codes")
+        clusters = step_files.read(path, "obs/leiden/codes")
         if len(clusters) != len(labels):
             msg = f"{path} has {len(clusters):,} cells, {scores} {len(labels):,}; run again"
             raise UserError(msg)
@@ -68,7 +70,7 @@ def integration(scores: Path, leiden: list[Path], out: Path, table: Path) -> Non
     write_table(table, rows, int(facts["n_cells"]))
     facts |= rows
     facts |= {"mixing": verdict.mixing, "biology": verdict.biology, "overall": verdict.overall}
-    slots.write(
+    step_files.write(
         out, {"uns/integration": facts | {"verdict": verdict.sentence}}, table=lambda: table
     )
     log.info("%s", verdict.sentence)

@@ -18,13 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from scrna import slots
-from scrna.counts import Counts, kept
+from scrna.data import step_files
+from scrna.data.counts import Counts, kept
+from scrna.data.labels import numbered_labels
 from scrna.errors import UserError
-from scrna.integration_scores import score
-from scrna.labels import numbered_labels
 from scrna.log import log
-from scrna.step import run, step
+from scrna.methods.integration_scores import score
+from scrna.step import step
+from scrna.workflow.rule import run
 
 
 @step
@@ -84,14 +85,14 @@ def integration_scores(
     facts = {"batch_key": batch_key[0], "n_cells": len(chosen)}
     facts |= {"label_key": label_key} if label_key else {}
     for rep, path in (("pca", pca), ("harmony", harmony)):
-        points = slots.read(path, "obsm/X_pca" + ("_harmony" if rep == "harmony" else ""))
+        points = step_files.read(path, "obsm/X_pca" + ("_harmony" if rep == "harmony" else ""))
         if len(points) != len(obs):
             msg = f"{path} has {len(points):,} cells, but the filter keeps {len(obs):,}; run again"
             raise UserError(msg)
         part = labels[chosen] if label_key else None
         points = points[chosen, :n_pcs]
         facts[rep] = score(points, batches[chosen], part, seed=seed, threads=threads)
-    slots.write(out, {"uns/integration_scores": facts, "obs/integration_label": labels})
+    step_files.write(out, {"uns/integration_scores": facts, "obs/integration_label": labels})
 
 
 def numbered(column) -> np.ndarray:

@@ -6,17 +6,18 @@ Settings: section ``leiden``. Input: neighbors. Output: a step file.
 """
 
 if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
-    from scrna.rule import hand_over
+    from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)
 
 
 from pathlib import Path
 
-from scrna import communities
-from scrna.clusters import each_resolution
-from scrna.execution import decide
-from scrna.step import run, step
+from scrna.methods import clustering
+from scrna.methods.cluster_names import each_resolution
+from scrna.resources.admission import decide
+from scrna.step import step
+from scrna.workflow.rule import run
 
 
 @step
@@ -48,9 +49,7 @@ def leiden(
 
     def cluster(graph, resolution: float):
         decide("leiden", backend=backend, n_obs=graph.shape[0])
-        return communities.leiden(
-            graph, resolution, n_iterations=rounds, backend=backend, seed=seed
-        )
+        return clustering.leiden(graph, resolution, n_iterations=rounds, backend=backend, seed=seed)
 
     each_resolution(neighbors, out, "leiden", resolution, cluster)
 

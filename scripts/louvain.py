@@ -7,17 +7,18 @@ Settings: section ``louvain``. Input: neighbors. Output: a step file.
 """
 
 if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
-    from scrna.rule import hand_over
+    from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)
 
 
 from pathlib import Path
 
-from scrna import communities
-from scrna.clusters import each_resolution
-from scrna.execution import decide
-from scrna.step import run, step
+from scrna.methods import clustering
+from scrna.methods.cluster_names import each_resolution
+from scrna.resources.admission import decide
+from scrna.step import step
+from scrna.workflow.rule import run
 
 
 @step
@@ -45,7 +46,7 @@ def louvain(
 
     def cluster(graph, resolution: float):
         decide("louvain", backend=backend, n_obs=graph.shape[0])
-        return communities.louvain(graph, resolution, backend=backend, seed=seed)
+        return clustering.louvain(graph, resolution, backend=backend, seed=seed)
 
     each_resolution(neighbors, out, "louvain", resolution, cluster)
 

@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scrna import expression, slots
-from scrna.celltypes import cell_types
 from scrna.damage import reading
-from scrna.groups import groups_of
+from scrna.data import expression, step_files
+from scrna.data.groups import groups_of
+from scrna.data.spreadsheet import unescaped
 from scrna.log import log
-from scrna.spreadsheet import unescaped
-from scrna.step import provenance, run, step
+from scrna.methods.cell_types import cell_types
+from scrna.provenance import provenance
+from scrna.step import step
+from scrna.workflow.rule import run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,7 +79,7 @@ def marker_figures(
     UserError
         If a gene is not there, or a cluster that is named.
     """
-    from scrna.drawing import save_folder
+    from scrna.plots.style import save_folder
 
     drawn = pictures(
         *(counts, filtered, normalized, table, umap, clusters),
@@ -113,7 +115,7 @@ def pictures(
     ------
     The name of a picture and a function that draws it, a `matplotlib.figure.Figure`.
     """
-    from scrna import expression_figures as draw
+    from scrna.plots import expression_figures as draw
 
     groups = groups_of(counts, filtered, clusters, groupby)
     named = group_names(groups, groupby, names)
@@ -148,7 +150,7 @@ def pictures(
     if shown:
         title = f"{rep}: genes by {groupby}, {n_obs}"
         yield "genes_dotplot", partial(draw.dotplot, of(list(shown)), title)
-        xy = slots.read(umap, "obsm/X_umap")[:, :2]
+        xy = step_files.read(umap, "obsm/X_umap")[:, :2]
         of_gene = dict(zip(symbols, values.T, strict=False))
         title = f"{rep}: genes on the UMAP of {len(xy):,} cells"
         yield "genes_umap", partial(draw.genes_embedding, "UMAP", xy, of_gene, title)
@@ -181,7 +183,7 @@ def top_markers(table: Path, groups: list[str], n_markers: int) -> tuple[dict[st
     import pandas as pd
 
     # a gene may be called NA
-    slots.check_table(table)
+    step_files.check_table(table)
     with reading(table):
         found = pd.read_csv(table, usecols=["group", "names"], dtype=str, na_filter=False)
     found = found.map(unescaped)
@@ -213,9 +215,9 @@ def read(
     Returns
     -------
     mean, fraction
-        float64 (groups × genes), as `scrna.expression.by_group`.
+        float64 (groups × genes), as `scrna.data.expression.by_group`.
     values
-        float32 (cells × ``n_shown``), as `scrna.expression.of_cells`.
+        float32 (cells × ``n_shown``), as `scrna.data.expression.of_cells`.
     """
     sums = expression.GroupSums(groups, len(places))
     values = np.zeros((len(groups), n_shown), np.float32, order="F")

@@ -12,7 +12,7 @@ unless ``groupby`` is a column of obs. Outputs: a step file and the table.
 """
 
 if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
-    from scrna.rule import hand_over
+    from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)
 
@@ -20,17 +20,19 @@ if __name__ == "__main__":  # a warm worker does the step, if there is one: noth
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from scrna import blocks, slots
+from scrna.atomic import replacing
 from scrna.backend import load
-from scrna.counts import Counts, kept
-from scrna.csv_table import as_csv
-from scrna.execution import usable_memory
-from scrna.files import replacing
-from scrna.groups import check_groups, groups_of
+from scrna.data import step_files
+from scrna.data.counts import Counts, kept
+from scrna.data.groups import check_groups, groups_of
+from scrna.data.marker_csv import as_csv
+from scrna.data.matrix import open_matrix
+from scrna.data.spreadsheet import escape_table
+from scrna.data.unnamed import anndata_without_names
 from scrna.log import log
-from scrna.numbered import nameless
-from scrna.spreadsheet import escape_table
-from scrna.step import run, step
+from scrna.resources.admission import usable_memory
+from scrna.step import step
+from scrna.workflow.rule import run
 
 _FIELDS = ["names", "scores", "logfoldchanges", "pvals", "pvals_adj"]
 #: Histograms of wilcoxon_binned, the same in memory and in blocks: log1p of counts up to 3 million.
@@ -105,8 +107,8 @@ def markers(
     var = pd.DataFrame(index=Counts(counts).genes()[genes])
     own = {"tie_correct": tie_correct} if method.startswith("wilcoxon") else {}
     log1p = {"base": None}
-    adata = nameless(len(labels), obs={groupby: labels}, var=var, uns={"log1p": log1p})
-    with blocks.matrix(
+    adata = anndata_without_names(len(labels), obs={groupby: labels}, var=var, uns={"log1p": log1p})
+    with open_matrix(
         "markers",
         counts,
         filtered,
@@ -227,7 +229,7 @@ def _write_step(out: Path, ranked: dict, table: Future[Path]) -> None:
         else item
         for name, item in ranked.items()
     }
-    slots.write(out, {"uns/rank_genes_groups": plain} if plain else {}, table=table.result)
+    step_files.write(out, {"uns/rank_genes_groups": plain} if plain else {}, table=table.result)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from scrna import slots
-from scrna.counts import Counts, in_order, kept, log_normalize, row_ranges
-from scrna.encodings import encoding
+from scrna.data import step_files
+from scrna.data.block import in_order, log_normalize, row_ranges
+from scrna.data.counts import Counts, kept
+from scrna.data.csr_writer import CSRWriter, Rows
+from scrna.data.encodings import encoding
+from scrna.data.store import bytes_on_disk, new_store
 from scrna.log import log
 from scrna.progress import Progress
-from scrna.step import run, step
-from scrna.store import CSRWriter, Rows, bytes_on_disk, new_store
+from scrna.step import step
+from scrna.workflow.rule import run
 
 #: Non-zeros of a block: each thread holds some 100 MB while it makes one.
 _BLOCK_NNZ = 2**21
@@ -62,7 +65,7 @@ def _write(
     root, store: Counts, cells, genes, normalized: Path, log_normalized: bool, counts_layer: bool
 ) -> None:
     """Stream the matrices: several blocks are made at a time, and written in their order."""
-    factor = slots.read(normalized, "obs/size_factor")
+    factor = step_files.read(normalized, "obs/size_factor")
     columns = None if genes.all() else np.flatnonzero(genes)
     first = np.cumsum(cells) - cells  # of the kept cells before each cell
     options = {"n_vars": int(genes.sum()), "dtype": np.float32}

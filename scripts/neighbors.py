@@ -10,7 +10,7 @@ Settings: section ``neighbors``. Input: pca or harmony. Output: a step file.
 """
 
 if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
-    from scrna.rule import hand_over
+    from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)
 
@@ -19,14 +19,19 @@ from pathlib import Path
 
 import numpy as np
 
-from scrna import compiled, slots
-from scrna.backend import load, nearest
+from scrna.backend import load
+from scrna.data import step_files
+from scrna.data.graph import representation
+from scrna.data.unnamed import anndata_without_names
 from scrna.errors import UserError
-from scrna.execution import check_graph, decide
-from scrna.graphs import representation
 from scrna.log import log
-from scrna.numbered import nameless
-from scrna.step import note, run, step
+from scrna.methods import umap_compiled
+from scrna.methods.nearest import nearest_exactly
+from scrna.provenance import note
+from scrna.resources.admission import decide
+from scrna.resources.plan import check_graph
+from scrna.step import step
+from scrna.workflow.rule import run
 
 #: Approximate searches of the GPU with their settings, fastest first: `auto` tries one after the
 #: other. At 900,000 cells 50 of 2,048 lists take 0.9 s and find 93 to 98 % of the neighbors, 200
@@ -119,7 +124,7 @@ def neighbors(
             raise UserError(msg)
     adata.uns["neighbors"]["params"]["n_pcs"] = array.shape[1]
     graph = adata.obsp["connectivities"].tocsr()
-    slots.write(
+    step_files.write(
         out,
         {
             "obsp/distances": adata.obsp["distances"].tocsr(),
@@ -152,10 +157,10 @@ def _search(
     array, key: str, n_neighbors: int, metric: str, search, how: dict, backend: str, seed: int
 ):
     """Make the graph with the backend's library."""
-    adata = nameless(len(array), obsm={key: array})
+    adata = anndata_without_names(len(array), obsm={key: array})
     own = {"algorithm": search, "algorithm_kwds": how} if backend == "gpu" else {}
     if backend == "cpu":
-        compiled.import_umap()
+        umap_compiled.import_umap()
     load(backend).pp.neighbors(
         adata, n_neighbors=n_neighbors, use_rep=key, metric=metric, random_state=seed, **own
     )
@@ -180,7 +185,7 @@ def recall(array, distances, n_neighbors: int, metric: str, backend: str, seed: 
     """
     n = len(array)
     sample = np.sort(np.random.default_rng(seed).choice(n, min(SAMPLE, n), replace=False))
-    true = nearest(array, sample, n_neighbors, metric=metric, backend=backend)
+    true = nearest_exactly(array, sample, n_neighbors, metric=metric, backend=backend)
     rows = distances.tocsr()[sample]
     shares = []
     for cell, row, wanted in zip(sample, range(len(sample)), true, strict=True):

@@ -2,13 +2,14 @@
 
 ``obs/size_factor`` is a cell's total over the genes that stay, divided by ``target_sum`` (a number,
 or the median of the totals). Readers divide and take log1p on the way into memory
-(`scrna.counts.log_normalize`); the result is that of scanpy's ``normalize_total`` and ``log1p``.
+(`scrna.data.block.log_normalize`); the result is that of scanpy's ``normalize_total`` and
+``log1p``.
 
 Settings: section ``normalize``. Inputs: ``counts.zarr``, filter. Output: a step file.
 """
 
 if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
-    from scrna.rule import hand_over
+    from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)
 
@@ -17,12 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from scrna import blocks, slots
 from scrna.backend import arrays, to_host
-from scrna.counts import Block, Counts, kept
+from scrna.data import row_blocks, step_files
+from scrna.data.block import Block
+from scrna.data.counts import Counts, kept
 from scrna.errors import UserError
 from scrna.log import log
-from scrna.step import run, step
+from scrna.step import step
+from scrna.workflow.rule import run
 
 
 @step
@@ -61,7 +64,7 @@ def normalize(
             "%s cells have no count in the genes that stay; their values are 0", f"{empty:,}"
         )
     size_factor = np.where(totals == 0, 1, totals) / target
-    slots.write(out, {"obs/size_factor": size_factor, "uns/target_sum": np.array(target)})
+    step_files.write(out, {"obs/size_factor": size_factor, "uns/target_sum": np.array(target)})
     log.info(
         "%s cells brought to %s counts each; they had %.3g to %.3g times as many",
         f"{len(totals):,}",
@@ -73,7 +76,9 @@ def normalize(
 
 def cell_totals(store: Counts, cells: np.ndarray, genes: np.ndarray, backend: str) -> np.ndarray:
     """Sum the counts of the genes taken, for each cell taken; float64, exact."""
-    sums = blocks.each(block_totals, store, backend, genes, backend, rows=cells, label="normalize")
+    sums = row_blocks.each(
+        block_totals, store, backend, genes, backend, rows=cells, label="normalize"
+    )
     masks = (cells[slice(*span)] for span in store.ranges(cells))
     totals = [of_block[mask] for of_block, mask in zip(sums, masks, strict=True)]
     return np.concatenate(totals).astype(np.float64)

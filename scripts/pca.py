@@ -8,7 +8,7 @@ Settings: section ``pca``. Inputs: ``counts.zarr``, qc, filter, normalize, hvg. 
 """
 
 if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
-    from scrna.rule import hand_over
+    from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)
 
@@ -17,14 +17,16 @@ from pathlib import Path
 
 import numpy as np
 
-from scrna import blocks, slots
 from scrna.backend import arrays, computed, load, to_host
-from scrna.counts import Counts, kept
-from scrna.covariates import as_numbers
+from scrna.data import step_files
+from scrna.data.counts import Counts, kept
+from scrna.data.covariates import as_numbers
+from scrna.data.matrix import open_matrix
+from scrna.data.unnamed import anndata_without_names
 from scrna.errors import UserError
 from scrna.log import log
-from scrna.numbered import nameless
-from scrna.step import run, step
+from scrna.step import step
+from scrna.workflow.rule import run
 
 
 @step
@@ -81,9 +83,13 @@ def pca(
     """
     tools = load(backend)
     n_genes = int(kept(filtered)[1].sum())
-    used = slots.read(hvg, "var/highly_variable") if use_highly_variable else np.ones(n_genes, bool)
+    used = (
+        step_files.read(hvg, "var/highly_variable")
+        if use_highly_variable
+        else np.ones(n_genes, bool)
+    )
     covariates = {name: _covariate(counts, qc, filtered, name) for name in regress_out}
-    with blocks.matrix(
+    with open_matrix(
         "pca",
         counts,
         filtered,
@@ -96,7 +102,7 @@ def pca(
         zero_center=zero_center,
         solver=solver,
     ) as matrix:
-        adata = nameless(matrix.shape[0], matrix, obs=covariates)
+        adata = anndata_without_names(matrix.shape[0], matrix, obs=covariates)
         if regress_out:
             tools.pp.regress_out(adata, regress_out)
         if scale:
@@ -124,7 +130,7 @@ def pca(
     params = {"zero_center": zero_center, "use_highly_variable": use_highly_variable}
     params |= {"mask_var": "highly_variable"} if use_highly_variable else {}
     params["svd_solver"] = solver
-    slots.write(
+    step_files.write(
         out,
         {
             "obsm/X_pca": components,
@@ -169,9 +175,11 @@ def possible_components(n_comps: int, n_cells: int, n_genes: int) -> int:
 def _covariate(counts: Path, qc: Path, filtered: Path, name: str) -> np.ndarray:
     """Read a numeric obs column of the kept cells, from qc or from the counts."""
     cells, _ = kept(filtered)
-    columns = [slot.removeprefix("obs/") for slot in slots.names(qc) if slot.startswith("obs/")]
+    columns = [
+        slot.removeprefix("obs/") for slot in step_files.names(qc) if slot.startswith("obs/")
+    ]
     if name in columns:
-        values = slots.read(qc, f"obs/{name}")[cells]
+        values = step_files.read(qc, f"obs/{name}")[cells]
     else:
         table = Counts(counts).table("obs")
         if name not in table:

@@ -11,7 +11,7 @@ Settings: section ``qc``. Input: ``counts.zarr``. Output: a step file.
 """
 
 if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
-    from scrna.rule import hand_over
+    from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)
 
@@ -21,12 +21,14 @@ from pathlib import Path
 
 import numpy as np
 
-from scrna import blocks, slots
 from scrna.backend import arrays, to_host
-from scrna.counts import Block, Counts
+from scrna.data import row_blocks, step_files
+from scrna.data.block import Block
+from scrna.data.counts import Counts
 from scrna.errors import UserError
 from scrna.log import log
-from scrna.step import run, step
+from scrna.step import step
+from scrna.workflow.rule import run
 
 
 @step
@@ -81,7 +83,7 @@ def qc(
     n_cells = np.zeros(store.shape[1], dtype=np.int64)
     totals = np.zeros(store.shape[1], dtype=np.float64)
     cells = []
-    for of_cells, in_cells, total in blocks.each(
+    for of_cells, in_cells, total in row_blocks.each(
         block_sums, store, backend, families, percent_top, backend, label="qc"
     ):
         cells.append(of_cells)
@@ -90,7 +92,7 @@ def qc(
     sums = {name: np.concatenate([part[name] for part in cells]) for name in cells[0]}
     obs = cell_metrics(sums, families, percent_top)
     var = gene_metrics(n_cells, totals, store.shape[0]) | families
-    slots.write(
+    step_files.write(
         out,
         {f"obs/{name}": values for name, values in obs.items()}
         | {f"var/{name}": values for name, values in var.items()},

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from scrna import slots
-from scrna.counts import Counts, kept
 from scrna.damage import reading
-from scrna.step import provenance, run, step
+from scrna.data import step_files
+from scrna.data.counts import Counts, kept
+from scrna.provenance import provenance
+from scrna.step import step
+from scrna.workflow.rule import run
 
 
 @step
@@ -46,7 +48,7 @@ def qc_figures(
     batch_key
         obs columns of batches, the first of which the violins go by; none shows the cells as one.
     """
-    from scrna.drawing import save_folder
+    from scrna.plots.style import save_folder
 
     drawn = pictures(counts, qc, filtered, table, batch_key=batch_key)
     save_folder(out, drawn, dpi=dpi, formats=formats, made=provenance())
@@ -68,14 +70,14 @@ def pictures(
     """
     import pandas as pd
 
-    from scrna import figures as draw
-    from scrna.drawing import as_groups
+    from scrna.plots import dataset_figures as draw
+    from scrna.plots.style import as_groups
 
     cells, _ = kept(filtered)
-    slots.check_table(table)
+    step_files.check_table(table)
     with reading(table):
         removed = pd.read_csv(table)
-    quality = pd.DataFrame({name: slots.read(qc, f"obs/{name}") for name in draw.QC})
+    quality = pd.DataFrame({name: step_files.read(qc, f"obs/{name}") for name in draw.QC})
     batch = None
     if batch_key:
         batch = as_groups(Counts(counts).obs(batch_key[:1])[batch_key[0]])

@@ -16,12 +16,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scrna.files import replacing
+from scrna.atomic import replacing
 from scrna.log import log
-from scrna.report.cells import map_of
+from scrna.report.map_data import map_of
 from scrna.report.page import page
 from scrna.report.results import Results
-from scrna.step import run, step
+from scrna.step import step
+from scrna.workflow.rule import run
 
 
 @step

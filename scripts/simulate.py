@@ -5,7 +5,7 @@ Purpose
 A dataset of the kind ``simulate`` needs no download: the demo runs anywhere, and tests and
 benchmarks choose their own size. Cells have types with marker genes, four of the types lie on a
 branching trajectory, every batch shifts the genes in its own way, and some droplets are dead or
-empty; `scrna.simulate` says how the counts are drawn.
+empty; `scrna.ingest.simulate` says how the counts are drawn.
 
 Settings
 --------
@@ -38,9 +38,10 @@ h5ad
 
 from pathlib import Path
 
+from scrna.ingest.simulate import Simulation
 from scrna.log import log
-from scrna.simulate import Simulation
-from scrna.step import run, step
+from scrna.step import step
+from scrna.workflow.rule import run
 
 
 @step
@@ -72,7 +73,7 @@ def simulate(
     threads
         Threads that draw, by default one a core; the counts do not depend on it.
     n_obs, …, seed
-        All others are the parameters of `scrna.simulate.Simulation`.
+        All others are the parameters of `scrna.ingest.simulate.Simulation`.
 
     Raises
     ------

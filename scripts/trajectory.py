@@ -17,7 +17,7 @@ normalize, neighbors, leiden. Output: a step file.
 """
 
 if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
-    from scrna.rule import hand_over
+    from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)
 
@@ -26,16 +26,18 @@ from pathlib import Path
 
 import numpy as np
 
-from scrna import backend as backends
-from scrna import blocks, slots
 from scrna.backend import load, to_host
-from scrna.counts import Counts, kept
+from scrna.data import step_files
+from scrna.data.counts import Counts, kept
+from scrna.data.graph import STATIONARY, open_graph
+from scrna.data.matrix import gene_values
+from scrna.data.unnamed import anndata_without_names
 from scrna.errors import UserError
-from scrna.execution import decide
-from scrna.graphs import STATIONARY, open_graph
 from scrna.log import log
-from scrna.numbered import nameless
-from scrna.step import run, step
+from scrna.methods.nearest import connected_pieces
+from scrna.resources.admission import decide
+from scrna.step import step
+from scrna.workflow.rule import run
 
 #: Cells that a diffusion map of three components takes.
 FEWEST_CELLS = 5
@@ -84,13 +86,13 @@ def trajectory(
         If the root is not among the cells, clusters, labels or genes.
     """
     adata = open_graph(neighbors)
-    adata.obs["leiden"] = slots.read(leiden, "obs/leiden")
-    pieces, piece_of = backends.pieces(adata.obsp["connectivities"], backend=backend)
-    if pieces > 1:
+    adata.obs["leiden"] = step_files.read(leiden, "obs/leiden")
+    n_pieces, piece_of = connected_pieces(adata.obsp["connectivities"], backend=backend)
+    if n_pieces > 1:
         log.warning(
             "the neighbor graph has %s separate pieces, the largest of %s cells; pseudotime spans "
             "the root's alone. More neighbors.n_neighbors may join them",
-            f"{pieces:,}",
+            f"{n_pieces:,}",
             f"{np.bincount(piece_of).max():,}",
         )
     decide("trajectory", backend=backend, n_obs=adata.n_obs, n_comps=n_comps)
@@ -98,7 +100,7 @@ def trajectory(
     found = {
         "obsm/X_diffmap": adata.obsm["X_diffmap"],
         "uns/diffmap_evals": adata.uns["diffmap_evals"],
-        "uns/paga": links(slots.read(neighbors, "obsp/distances"), adata.obs["leiden"].array),
+        "uns/paga": links(step_files.read(neighbors, "obsp/distances"), adata.obs["leiden"].array),
         "uns/leiden_sizes": adata.obs["leiden"].value_counts(sort=False).to_numpy(),
     }
     log.info(
@@ -118,11 +120,11 @@ def trajectory(
             backend=backend,
         )
         piece = piece_of == np.bincount(piece_of[candidates]).argmax()
-        if pieces > 1:
+        if n_pieces > 1:
             # what adata[piece].copy() makes, which cuts the graph twice
             graph = adata.obsp["connectivities"][piece][:, piece]
             parts = {"obsp": {"connectivities": graph}, "uns": adata.uns}
-            adata = nameless(graph.shape[0], obs=adata.obs[piece], **parts)
+            adata = anndata_without_names(graph.shape[0], obs=adata.obs[piece], **parts)
             diffusion_map(adata, n_comps, backend, seed)
         values, start = pseudotime(adata, candidates[piece], n_dcs)
         found["obs/dpt_pseudotime"] = np.full(len(piece), np.nan, dtype=np.float32)
@@ -135,7 +137,7 @@ def trajectory(
             kind,
             wanted,
         )
-    slots.write(out, found)
+    step_files.write(out, found)
 
 
 def diffusion_map(adata, n_comps: int, backend: str, seed: int) -> None:
@@ -299,7 +301,7 @@ def _gene(
     if not len(numbers):
         msg = f"trajectory.root.gene {symbol!r} is not among the gene symbols"
         raise UserError(msg)
-    values = blocks.gene_values(store.path, filtered, normalized, numbers[0], backend=backend)
+    values = gene_values(store.path, filtered, normalized, numbers[0], backend=backend)
     if not values.any():
         msg = f"trajectory.root.gene {symbol!r} is in none of the kept cells"
         raise UserError(msg)

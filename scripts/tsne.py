@@ -8,7 +8,7 @@ Settings: section ``tsne``. Input: pca or harmony. Output: a step file.
 """
 
 if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
-    from scrna.rule import hand_over
+    from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)
 
@@ -17,13 +17,14 @@ from pathlib import Path
 
 import numpy as np
 
-from scrna import backend as backends
-from scrna import slots
+from scrna.data import step_files
+from scrna.data.graph import representation
 from scrna.errors import UserError
-from scrna.execution import decide
-from scrna.graphs import representation
 from scrna.log import log
-from scrna.step import run, step
+from scrna.methods.tsne import run_tsne
+from scrna.resources.admission import decide
+from scrna.step import step
+from scrna.workflow.rule import run
 
 #: Cells up to which ``max_cells: auto`` computes it: half a minute on an H200, some on 8 cores.
 MAX_CELLS = {"gpu": 2_000_000, "cpu": 100_000}
@@ -89,7 +90,7 @@ def tsne(
             f"{len(array):,}",
             f"{limit:,}",
         )
-        slots.write(out, {})
+        step_files.write(out, {})
         return
     if array.shape[1] < 2:
         msg = "t-SNE starts from two components, and there is one: raise tsne.n_pcs"
@@ -107,7 +108,7 @@ def tsne(
     if learning_rate == "auto":
         learning_rate = max(len(array) / early_exaggeration / 4, 200)
     decide("tsne", backend=backend, n_obs=len(array), n_pcs=n_pcs, perplexity=perplexity)
-    embedding = backends.tsne(
+    embedding = run_tsne(
         array,
         perplexity=perplexity,
         early_exaggeration=early_exaggeration,
@@ -128,7 +129,7 @@ def tsne(
         "metric": "euclidean",
         "use_rep": key,
     }
-    slots.write(out, {"obsm/X_tsne": embedding, "uns/tsne": {"params": params}})
+    step_files.write(out, {"obsm/X_tsne": embedding, "uns/tsne": {"params": params}})
     log.info(
         "t-SNE of %s cells, %.1f units across",
         f"{len(embedding):,}",

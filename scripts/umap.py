@@ -5,7 +5,7 @@ Output: a step file.
 """
 
 if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
-    from scrna.rule import hand_over
+    from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)
 
@@ -14,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from scrna import compiled, slots
 from scrna.backend import load, to_host
-from scrna.execution import decide
-from scrna.graphs import open_graph, representation
+from scrna.data import step_files
+from scrna.data.graph import open_graph, representation
 from scrna.log import log
-from scrna.step import run, step
+from scrna.methods import umap_compiled
+from scrna.resources.admission import decide
+from scrna.step import step
+from scrna.workflow.rule import run
 
 
 @step
@@ -64,7 +66,7 @@ def umap(
     adata.obsm[key] = array
     decide("umap", backend=backend, n_obs=adata.n_obs, n_pcs=array.shape[1])
     if backend == "cpu":
-        compiled.import_umap()
+        umap_compiled.import_umap()
     load(backend).tl.umap(
         adata,
         min_dist=min_dist,
@@ -80,7 +82,7 @@ def umap(
     if not np.isfinite(embedding).all():
         msg = "UMAP returned coordinates that are not finite; try umap.init: random"
         raise ArithmeticError(msg)
-    slots.write(out, {"obsm/X_umap": embedding, "uns/umap": dict(adata.uns["umap"])})
+    step_files.write(out, {"obsm/X_umap": embedding, "uns/umap": dict(adata.uns["umap"])})
     log.info(
         "UMAP of %s cells, %.1f units across",
         f"{len(embedding):,}",

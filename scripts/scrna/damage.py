@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from scrna.atomic import SET_ASIDE, remove, replacing
 from scrna.errors import UserError
-from scrna.files import SET_ASIDE, remove, replacing
 from scrna.log import log
 
 _CHECKSUM = "checksum"

@@ -7,35 +7,25 @@ runner may call the function itself.
 """
 
 import functools
-import importlib.metadata
 import inspect
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from scrna import rule, slots
 from scrna.damage import setting_aside
+from scrna.data import step_files
 from scrna.log import log
 from scrna.names import LIGHT
-from scrna.rule import plain
+from scrna.provenance import _PACKAGES, _process, _record, plain
 
-#: Packages whose versions belong to a result: module → distribution.
-_PACKAGES = {
-    name: name for name in "anndata harmonypy igraph numba numpy pandas scanpy scipy zarr".split()
-}
 _PACKAGES |= {"sklearn": "scikit-learn", "umap": "umap-learn", "cupy": "cupy-cuda13x"}
 _PACKAGES |= {name: f"{name}-cu13" for name in ("cuml", "cuvs", "pylibcugraph", "rmm")}
 _PACKAGES |= {"rapids_singlecell": "rapids-singlecell-cu13"}
-_record: ContextVar[dict[str, Any] | None] = ContextVar("record", default=None)
-#: Where steps run here, and what samples the memory that they take.
-_process: ContextVar[dict[str, Any] | None] = ContextVar("process", default=None)
 
 
 def step(function: Callable) -> Callable:
@@ -111,89 +101,6 @@ def _keeping_warnings(record: dict[str, Any]) -> Callable[[logging.LogRecord], b
     return keep
 
 
-def provenance() -> dict[str, Any]:
-    """Tell how the result of the running step comes to be.
-
-    Returns
-    -------
-    step, backend, parameters, named (what `scrna.data_checks` has checked, where it has), inputs
-    (digests by name), started (UTC), what `note` was given,
-    warnings (what it has warned of so far, where it has), worker (``warm`` or ``own process``),
-    code (the digest of the rule's code, where a rule runs the step),
-    seconds so far, device, the most memory in use on it so far and the versions of the packages in
-    use; empty outside a step.
-    """
-    record = _record.get()
-    if record is None:
-        return {}
-    known = {key: value for key, value in record.items() if key != "clock"}
-    process = _process.get() or {"worker": "own process"}
-    known["worker"] = process["worker"]
-    if code := process.get("code"):
-        known["code"] = code
-    if peak := process.get("peak"):
-        known["memory_peak_bytes"] = peak.peak_bytes
-    known["seconds"] = round(time.perf_counter() - record["clock"], 3)
-    known["versions"] = _versions()
-    if record["backend"] == "gpu":
-        from scrna import backend
-
-        known |= backend.gpu_record()
-    return known
-
-
-def note(key: str, value: Any) -> None:
-    """Put a fact that the running step finds into its provenance; nothing to do outside a step.
-
-    Parameters
-    ----------
-    key
-        Its name, none of `provenance`'s own.
-    value
-        What JSON holds; mappings and sequences of such values.
-    """
-    if (record := _record.get()) is not None:
-        record[key] = plain(value)
-
-
-def run(function: Callable, snakemake) -> None:
-    """Call a step's function as its Snakemake rule asks.
-
-    The rule's named inputs and outputs and the entries of its ``params.settings`` become the
-    function's arguments. Where the run has a worker, a step with a backend runs there and this
-    process waits for it, showing what it logs. A GPU step holds the machine's GPU lock while it
-    runs. An error goes to the log with its traceback; one that the user can mend reaches the
-    terminal as its message. The rule's own process ends here.
-
-    Parameters
-    ----------
-    function
-        A function marked by `step`.
-    snakemake
-        The object that Snakemake puts into a script.
-    """
-    inner = inspect.unwrap(function)
-    rule.hand_over(inner.__globals__.get("__file__", ""), snakemake, inner.__name__)
-    job = rule.begin(snakemake)
-    with rule.ending():
-        rule.finish(job, perform(function, job))
-    is_program = inner.__globals__.get("__name__") == "__main__"
-    if is_program and "distributed" not in sys.modules:  # which has processes of its own to end
-        _leave()
-
-
-def _leave() -> None:
-    """End this process at once; all is written.
-
-    Python takes up to a second to take the libraries apart, and longer than the driver to free what
-    there is on the GPU.
-    """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
-
-
 def perform(function: Callable, job: Mapping[str, Any], worker: str = "own process") -> dict:
     """Call a step's function in this process, set up as the job asks.
 
@@ -202,7 +109,7 @@ def perform(function: Callable, job: Mapping[str, Any], worker: str = "own proce
     function
         A function marked by `step`.
     job
-        What `scrna.rule.begin` made of the rule.
+        What `scrna.workflow.rule.begin` made of the rule.
     worker
         Where this is, for the provenance: ``warm`` or ``own process``.
 
@@ -225,11 +132,11 @@ def perform(function: Callable, job: Mapping[str, Any], worker: str = "own proce
         if backend is not None:
             configure(job["config"])
         if is_warm:
-            from scrna import execution
+            from scrna.resources import admission
 
-            execution.make_room_for(function.__name__, backend, settings)
+            admission.make_room_for(function.__name__, backend, settings)
         if backend == "gpu":
-            from scrna.machine import MemoryPeak
+            from scrna.resources.gpu_memory import MemoryPeak
 
             process["peak"] = stack.enter_context(MemoryPeak(gpu))
         token = _process.set(process)
@@ -245,11 +152,13 @@ def perform(function: Callable, job: Mapping[str, Any], worker: str = "own proce
 
 def configure(config: Mapping[str, Any]) -> None:
     """Hand the config's settings of a process to what goes by them; they change no result."""
-    from scrna import blocks, execution, machine
+    from scrna.data import row_blocks
+    from scrna.resources import admission
+    from scrna.resources.gpus import visible_gpus
 
-    execution.configure(**config["memory"], limit_gb=config["gpu"]["limit_gb"])
-    blocks.configure(
-        gpus=len(machine.gpus()),
+    admission.configure(**config["memory"], limit_gb=config["gpu"]["limit_gb"])
+    row_blocks.configure(
+        gpus=len(visible_gpus()),
         threads=config["dask"]["threads"],
         protocol=config["dask"]["protocol"],
         gpu=config["gpu"],
@@ -263,39 +172,39 @@ def _on_gpu(name: str, job: Mapping[str, Any], *, is_warm: bool) -> Iterator[Any
     The locks are held until the process ends, since only then its memory on the GPUs is free. A
     warm worker, which frees what a step leaves, gives them back.
     """
-    from scrna import backend, machine
-    from scrna.lock import gpu_lock
+    from scrna import backend
+    from scrna.resources import gpus
+    from scrna.resources.gpus import visible_gpus
+    from scrna.resources.locks import gpu_lock
 
-    machine.resolve_backend("gpu")  # refused here where the run was started on another machine
+    gpus.resolve_backend("gpu")  # refused here where the run was started on another machine
     asked = job["config"].get("gpus", "all")
     if asked != "all" and not is_warm:  # a worker's process has chosen
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(
-            gpu.uuid for gpu in machine.chosen_gpus(asked)
-        )
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in gpus.chosen_gpus(asked))
     if name not in LIGHT["gpu"]:
         backend.load("gpu")
-    gpus = machine.gpus()
+    used = visible_gpus()
     with ExitStack() as stack:
-        for index in sorted({gpu.index for gpu in gpus}):
+        for index in sorted({gpu.index for gpu in used}):
             lock = gpu_lock(job["label"], index)
             if is_warm:
                 stack.callback(lock.release)
-        log.info("on GPU %s", ", ".join(f"{gpu.index}, {gpu.name}" for gpu in gpus))
+        log.info("on GPU %s", ", ".join(f"{gpu.index}, {gpu.name}" for gpu in used))
         start_gpu(**job["config"]["gpu"])
         if is_warm:  # the peak is to be this step's
             import rmm.statistics
 
             rmm.statistics.push_statistics()
             stack.callback(rmm.statistics.pop_statistics)
-        yield gpus[0]
+        yield used[0]
 
 
 @functools.lru_cache(maxsize=1)
 def start_gpu(**memory) -> None:
     """Set up the GPU's memory, once in a process as long as the settings are the same."""
-    from scrna import backend
+    from scrna.resources import gpu_pool
 
-    backend.start_gpu(**memory)
+    gpu_pool.start_gpu(**memory)
 
 
 def _digests(files: Mapping[str, Any]) -> dict[str, str | list[str]]:
@@ -303,21 +212,9 @@ def _digests(files: Mapping[str, Any]) -> dict[str, str | list[str]]:
     found = {}
     for name, value in files.items():
         if isinstance(value, list):
-            digest = [known for item in value if (known := slots.digest_of(Path(item)))]
+            digest = [known for item in value if (known := step_files.digest_of(Path(item)))]
         else:
-            digest = slots.digest_of(Path(value))
+            digest = step_files.digest_of(Path(value))
         if digest:
             found[name] = digest
     return found
-
-
-_version = functools.cache(importlib.metadata.version)
-
-
-def _versions() -> dict[str, str]:
-    """Versions of the packages that this process has imported, Python's among them."""
-    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for module, distribution in _PACKAGES.items():
-        if module in sys.modules:
-            versions[distribution] = _version(distribution)
-    return versions

@@ -118,7 +118,7 @@ def write_map(tmp_path_factory) -> Callable[..., Path]:
     """Write a page that is nothing but a map of so many cells."""
 
     def write(n: int, name: str = "B cells", *, max_cells: int = 10**6, n_genes: int = 5) -> Path:
-        from scrna.cellmap import cell_map
+        from scrna.report.cell_map import cell_map
 
         rng = np.random.default_rng(0)
         clusters = rng.integers(0, 4, n)

@@ -13,7 +13,7 @@ def path(demo, tmp_path_factory):
     from scripts.figures import figures
     from scripts.qc_figures import qc_figures
     from scripts.report import report
-    from scrna.config import complete
+    from scrna.config.settings import complete
     from tests.unit.steps import settings
 
     folder = tmp_path_factory.mktemp("report")

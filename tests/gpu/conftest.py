@@ -14,7 +14,7 @@ from scripts.normalize import normalize
 from scripts.pca import pca
 from scripts.qc import qc
 from scripts.umap import umap
-from scrna import config
+from scrna.config.settings import complete
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,9 +23,9 @@ ROOT = Path(__file__).parents[2]
 def started_gpu():
     """Set up the GPU's memory once for all tests here, as a rule does."""
     pytest.importorskip("rapids_singlecell", reason="RAPIDS is not installed")
-    from scrna import backend
+    from scrna.resources import gpu_pool
 
-    backend.start_gpu(memory="pool", pool_gb=1)
+    gpu_pool.start_gpu(memory="pool", pool_gb=1)
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +35,7 @@ def settings():
     bounds = {"min_genes": 200, "max_genes": 2499, "max_pct_mt": 5}
     given["datasets"] = {"pbmc3k": {"source": "pbmc3k", "filter": bounds}}
     given["run"] = "pbmc3k"
-    sections = config.complete(given)["datasets"]["pbmc3k"]
+    sections = complete(given)["datasets"]["pbmc3k"]
 
     def of(step: str, **more) -> dict:
         section = {k: v for k, v in sections[step].items() if k not in ("enabled", "h5ad")}

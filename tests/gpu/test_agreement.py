@@ -12,8 +12,14 @@ from scripts.markers import markers
 from scripts.pca import pca
 from scripts.trajectory import trajectory
 from scripts.tsne import tsne
-from scrna import backend, blocks, communities, slots
-from scrna.counts import Counts, kept
+from scrna import backend
+from scrna.data import step_files
+from scrna.data.counts import Counts, kept
+from scrna.data.matrix import open_matrix
+from scrna.methods import clustering
+from scrna.methods import tsne as tsne_method
+from scrna.methods.harmony import run_harmony
+from scrna.methods.nearest import connected_pieces
 
 pytestmark = pytest.mark.gpu
 
@@ -34,7 +40,7 @@ def nearest(points: np.ndarray, k: int = 15) -> np.ndarray:
 
 
 def test_qc_is_exactly_equal(analyses):
-    cpu, gpu = (slots.read_all(analyses[name] / "qc.h5") for name in ("cpu", "gpu"))
+    cpu, gpu = (step_files.read_all(analyses[name] / "qc.h5") for name in ("cpu", "gpu"))
     assert list(cpu) == list(gpu)
     for name, values in cpu.items():
         if "log1p" in name:
@@ -45,9 +51,9 @@ def test_qc_is_exactly_equal(analyses):
 
 def test_the_same_cells_and_genes_stay(analyses):
     for slot in ("obs/keep", "var/keep", "var/n_cells_kept"):
-        cpu, gpu = (slots.read(analyses[name] / "filter.h5", slot) for name in ("cpu", "gpu"))
+        cpu, gpu = (step_files.read(analyses[name] / "filter.h5", slot) for name in ("cpu", "gpu"))
         np.testing.assert_array_equal(gpu, cpu)
-    assert slots.read(analyses["gpu"] / "filter.h5", "obs/keep").sum() == 2638
+    assert step_files.read(analyses["gpu"] / "filter.h5", "obs/keep").sum() == 2638
 
 
 @pytest.mark.parametrize("flavor", ["cell_ranger", "seurat", "seurat_v3", "pearson_residuals"])
@@ -57,7 +63,7 @@ def test_the_same_genes_are_highly_variable(analyses, counts, settings, tmp_path
         out = tmp_path / f"{device}.h5"
         chosen_by = settings("hvg", flavor=flavor, n_top_genes=2000, batch_key=None, backend=device)
         hvg(counts, folder / "filter.h5", folder / "normalize.h5", out, **chosen_by)
-        chosen[device] = slots.read(out, "var/highly_variable")
+        chosen[device] = step_files.read(out, "var/highly_variable")
     both = (chosen["cpu"] & chosen["gpu"]).sum()
     print(f"{flavor}: {both} of 2000 genes in common")
     # loess and clipped residuals are float32 on the GPU: a tie at the cut may fall either way
@@ -71,7 +77,7 @@ def test_statistics_of_genes_that_are_all_taken_agree(analyses, counts, flavor, 
     values = None if flavor == "seurat_v3" else folder / "normalize.h5"
     for device, how in (("cpu", "memory"), ("gpu", asked)):
         files = counts, folder / "filter.h5", values
-        with blocks.matrix("hvg", *files, backend=device, asked=how, flavor=flavor) as matrix:
+        with open_matrix("hvg", *files, backend=device, asked=how, flavor=flavor) as matrix:
             found[device] = moments(matrix, flavor)
     assert found["cpu"].keys() == found["gpu"].keys()
     for name, expected in found["cpu"].items():
@@ -86,7 +92,7 @@ def test_log_normalized_values_agree(analyses, counts):
     files = counts, folder / "filter.h5", folder / "normalize.h5"
     found = {}
     for device in ("cpu", "gpu"):
-        with blocks.matrix("hvg", *files, backend=device, asked="memory") as matrix:
+        with open_matrix("hvg", *files, backend=device, asked="memory") as matrix:
             found[device] = backend.to_host(matrix)
     cpu, gpu = found["cpu"], found["gpu"]
     np.testing.assert_array_equal(gpu.indices, cpu.indices)
@@ -95,12 +101,12 @@ def test_log_normalized_values_agree(analyses, counts):
 
 
 def test_principal_components_agree_up_to_sign(analyses):
-    cpu, gpu = (slots.read(analyses[name] / "pca.h5", "obsm/X_pca") for name in ("cpu", "gpu"))
+    cpu, gpu = (step_files.read(analyses[name] / "pca.h5", "obsm/X_pca") for name in ("cpu", "gpu"))
     r = [abs(np.corrcoef(a, b)[0, 1]) for a, b in zip(cpu.T[:20], gpu.T[:20], strict=True)]
     print(f"least |r| of the first 20 components: {min(r):.8f}")
     assert min(r) > 0.9999
     ratio = [
-        slots.read(analyses[n] / "pca.h5", "uns/pca")["variance_ratio"] for n in ("cpu", "gpu")
+        step_files.read(analyses[n] / "pca.h5", "uns/pca")["variance_ratio"] for n in ("cpu", "gpu")
     ]
     np.testing.assert_allclose(ratio[1], ratio[0], rtol=1e-3)
 
@@ -112,7 +118,7 @@ def test_scaled_and_regressed_components_agree(analyses, counts, settings, tmp_p
     for device in ("cpu", "gpu"):
         out = tmp_path / f"{device}.h5"
         pca(counts, *files, out, **settings("pca", **asked, backend=device, seed=0))
-        found[device] = slots.read(out, "obsm/X_pca")
+        found[device] = step_files.read(out, "obsm/X_pca")
     pairs = zip(found["cpu"].T[:5], found["gpu"].T[:5], strict=True)
     r = [abs(np.corrcoef(a, b)[0, 1]) for a, b in pairs]
     print(f"least |r| of the first 5 components after regress_out and scale: {min(r):.6f}")
@@ -163,7 +169,7 @@ def test_harmony_on_the_gpu_agrees_with_r(real_data):
     expected = pd.read_csv(folder / "pbmc_3500_pcs_harmonized.tsv.gz", **read).to_numpy()
     donors = pd.read_csv(folder / "pbmc_3500_meta.tsv.gz", **read)[["donor"]].astype("category")
     donors.index = donors.index.astype(str)
-    after = backend.harmony(
+    after = run_harmony(
         before,
         donors,
         theta=[2.0],
@@ -186,7 +192,7 @@ def test_harmony_on_the_gpu_agrees_with_r(real_data):
 
 def test_neighbors_overlap(analyses):
     files = [analyses[name] / "neighbors.h5" for name in ("cpu", "gpu")]
-    graphs = [slots.read(file, "obsp/distances") for file in files]
+    graphs = [step_files.read(file, "obsp/distances") for file in files]
     shared = np.mean(
         [
             len(np.intersect1d(a.indices, b.indices)) / max(len(a.indices), 1)
@@ -196,14 +202,16 @@ def test_neighbors_overlap(analyses):
     print(f"neighbors in common: {shared:.4f}")
     assert shared > 0.99
     weights = [
-        slots.read(analyses[n] / "neighbors.h5", "obsp/connectivities") for n in ("cpu", "gpu")
+        step_files.read(analyses[n] / "neighbors.h5", "obsp/connectivities") for n in ("cpu", "gpu")
     ]
     assert abs(weights[1] - weights[1].T).max() < 1e-6
     assert np.isclose(weights[0].sum(), weights[1].sum(), rtol=0.01)
 
 
 def test_clusters_agree_as_well_as_a_reseed(analyses):
-    labels = {n: slots.read(folder / "leiden.h5", "obs/leiden") for n, folder in analyses.items()}
+    labels = {
+        n: step_files.read(folder / "leiden.h5", "obs/leiden") for n, folder in analyses.items()
+    }
     on_gpu = adjusted_rand_score(labels["cpu"], labels["gpu"])
     reseeded = adjusted_rand_score(labels["cpu"], labels["reseed"])
     print(f"Leiden: ARI GPU {on_gpu:.3f}, CPU reseed {reseeded:.3f}")
@@ -211,15 +219,15 @@ def test_clusters_agree_as_well_as_a_reseed(analyses):
 
 
 def test_of_few_cells_the_best_of_several_tries_is_taken(analyses, monkeypatch):
-    graph = slots.read(analyses["gpu"] / "neighbors.h5", "obsp/connectivities")
+    graph = step_files.read(analyses["gpu"] / "neighbors.h5", "obsp/connectivities")
 
     def modularities(seeds) -> np.ndarray:
         how = {"n_iterations": 100, "backend": "gpu"}
-        found = (communities.leiden(graph, 0.5, seed=seed, **how) for seed in seeds)
-        return np.array([communities.modularity(graph, clusters, 0.5) for clusters in found])
+        found = (clustering.leiden(graph, 0.5, seed=seed, **how) for seed in seeds)
+        return np.array([clustering.modularity(graph, clusters, 0.5) for clusters in found])
 
     best = modularities(range(4))
-    monkeypatch.setattr(communities, "TRIES_UP_TO", 0)
+    monkeypatch.setattr(clustering, "TRIES_UP_TO", 0)
     alone = modularities(range(8))
     print(f"Leiden: modularity, best of tries {best}, alone {alone}")
     assert (best >= alone[:4] - 1e-6).all()
@@ -230,14 +238,16 @@ def test_louvain_agrees_with_leiden(analyses, settings, tmp_path):
     folder = analyses["gpu"]
     asked = settings("louvain", resolution=[0.6, 1.2], backend="gpu", seed=0)
     louvain(folder / "neighbors.h5", tmp_path / "louvain.h5", **asked)
-    labels = slots.read(tmp_path / "louvain.h5", "obs/louvain")
-    assert adjusted_rand_score(labels, slots.read(folder / "leiden.h5", "obs/leiden")) > 0.6
-    finer = slots.read(tmp_path / "louvain.h5", "obs/louvain_1.2")
+    labels = step_files.read(tmp_path / "louvain.h5", "obs/louvain")
+    assert adjusted_rand_score(labels, step_files.read(folder / "leiden.h5", "obs/leiden")) > 0.6
+    finer = step_files.read(tmp_path / "louvain.h5", "obs/louvain_1.2")
     assert len(finer.categories) > len(labels.categories)
 
 
 def test_umap_keeps_neighbors_as_well_as_a_reseed(analyses):
-    points = {n: slots.read(folder / "umap.h5", "obsm/X_umap") for n, folder in analyses.items()}
+    points = {
+        n: step_files.read(folder / "umap.h5", "obsm/X_umap") for n, folder in analyses.items()
+    }
     near = {name: nearest(values) for name, values in points.items()}
     on_gpu, reseeded = (overlap(near["cpu"], near[name]) for name in ("gpu", "reseed"))
     print(f"UMAP neighbors in common: GPU {on_gpu:.2f}, CPU reseed {reseeded:.2f}")
@@ -248,11 +258,11 @@ def test_tsne_keeps_neighborhoods(analyses, settings, tmp_path):
     from sklearn.manifold import trustworthiness
 
     found = {}
-    components = slots.read(analyses["cpu"] / "pca.h5", "obsm/X_pca")[:, :40]
+    components = step_files.read(analyses["cpu"] / "pca.h5", "obsm/X_pca")[:, :40]
     for device in ("cpu", "gpu"):
         out = tmp_path / f"{device}.h5"
         tsne(analyses["cpu"] / "pca.h5", out, **settings("tsne", backend=device, seed=0))
-        points = slots.read(out, "obsm/X_tsne")
+        points = step_files.read(out, "obsm/X_tsne")
         found[device] = trustworthiness(components, points, n_neighbors=15)
     print(f"t-SNE trustworthiness: {found}")
     assert found["gpu"] > found["cpu"] - 0.02
@@ -262,28 +272,28 @@ def test_tsne_by_fft_on_neighbors_that_are_given(analyses, settings, tmp_path, m
     """As for many cells, here with cells that have twins, which a search may find before them."""
     from sklearn.manifold import trustworthiness
 
-    components = np.array(slots.read(analyses["cpu"] / "pca.h5", "obsm/X_pca")[:, :40])
+    components = np.array(step_files.read(analyses["cpu"] / "pca.h5", "obsm/X_pca")[:, :40])
     components[100:200] = components[:100]
-    slots.write(tmp_path / "pca.h5", {"obsm/X_pca": components})
+    step_files.write(tmp_path / "pca.h5", {"obsm/X_pca": components})
     found = {}
     for method in ("barnes_hut", "fft"):
         for exact_up_to in (200_000, 0):
-            monkeypatch.setattr(backend, "EXACT_UP_TO", exact_up_to)
+            monkeypatch.setattr(tsne_method, "EXACT_UP_TO", exact_up_to)
             out = tmp_path / f"{method}-{exact_up_to}.h5"
             tsne(tmp_path / "pca.h5", out, **settings("tsne", method=method, backend="gpu", seed=0))
-            points = slots.read(out, "obsm/X_tsne")
+            points = step_files.read(out, "obsm/X_tsne")
             found[method, exact_up_to] = trustworthiness(components, points, n_neighbors=15)
     print(f"t-SNE trustworthiness: {found}")
     assert min(found.values()) > max(found.values()) - 0.02
 
 
 def test_pieces_of_a_graph(analyses):
-    graph = slots.read(analyses["cpu"] / "neighbors.h5", "obsp/connectivities").tolil()
+    graph = step_files.read(analyses["cpu"] / "neighbors.h5", "obsp/connectivities").tolil()
     for cells in (slice(5, 8), slice(100, 101)):
         graph[cells], graph[:, cells] = 0, 0
     graph = graph.tocsr()
     graph.eliminate_zeros()
-    (n_cpu, on_cpu), (n_gpu, on_gpu) = (backend.pieces(graph, backend=x) for x in ("cpu", "gpu"))
+    (n_cpu, on_cpu), (n_gpu, on_gpu) = (connected_pieces(graph, backend=x) for x in ("cpu", "gpu"))
     assert n_cpu == n_gpu >= 5
     assert adjusted_rand_score(on_cpu, on_gpu) == 1
     assert set(on_gpu) == set(range(n_gpu))
@@ -298,7 +308,7 @@ def test_trajectory_agrees(analyses, counts, settings, tmp_path, root):
         files = [folder / f"{step}.h5" for step in "filter normalize neighbors leiden".split()]
         asked = settings("trajectory", root=root or {"cell": names[0]}, backend=device, seed=0)
         trajectory(counts, *files, out, label_key=None, **asked)
-        found[device] = slots.read_all(out)
+        found[device] = step_files.read_all(out)
     evals = [found[device]["uns/diffmap_evals"] for device in ("cpu", "gpu")]
     np.testing.assert_allclose(evals[1], evals[0], rtol=1e-3)
     times = [found[device]["obs/dpt_pseudotime"] for device in ("cpu", "gpu")]
@@ -340,6 +350,6 @@ def test_harmony_mixes_cell_lines(real_data, settings, tmp_path):
     for rep in ("pca", "harmony"):
         neighbors(file(rep), file("neighbors"), **settings("neighbors", **seeded))
         leiden(file("neighbors"), file("leiden"), **settings("leiden", **seeded))
-        scores[rep] = adjusted_rand_score(lines, slots.read(file("leiden"), "obs/leiden"))
+        scores[rep] = adjusted_rand_score(lines, step_files.read(file("leiden"), "obs/leiden"))
     print(f"celllines on the GPU: ARI {scores}")
     assert scores["harmony"] > max(0.8, scores["pca"])

@@ -12,10 +12,13 @@ from scripts.neighbors import neighbors
 from scripts.normalize import normalize
 from scripts.pca import pca
 from scripts.qc import qc
-from scrna import backend, blocks, cache, slots
-from scrna import counts as counts_module
-from scrna.counts import Counts
-from scrna.simulate import Simulation
+from scrna import backend
+from scrna.data import counts as counts_module
+from scrna.data import step_files
+from scrna.data.counts import Counts
+from scrna.data.matrix import open_matrix
+from scrna.ingest.simulate import Simulation
+from scrna.resources import kept_matrices
 
 pytestmark = pytest.mark.gpu
 GPU = {"backend": "gpu"}
@@ -42,9 +45,11 @@ def files(request, settings, tmp_path_factory):
         folder / "hvg.h5",
         **settings("hvg", n_top_genes=1000, batch_key=None, **GPU),
     )
-    n_cells = slots.read(folder / "filter.h5", "obs/keep").sum()
+    n_cells = step_files.read(folder / "filter.h5", "obs/keep").sum()
     groups = np.random.default_rng(0).integers(0, 4, n_cells)
-    slots.write(folder / "leiden.h5", {"obs/leiden": slots.Categories(groups, list("0123"))})
+    step_files.write(
+        folder / "leiden.h5", {"obs/leiden": step_files.Categories(groups, list("0123"))}
+    )
     return counts, folder
 
 
@@ -67,7 +72,7 @@ def test_qc_and_size_factors_are_exact(files, settings, tmp_path):
         counts, folder / "filter.h5", tmp_path / "normalize.h5", **settings("normalize", **GPU)
     )
     for name in ("qc", "normalize"):
-        expected, found = (slots.read_all(f / f"{name}.h5") for f in (folder, tmp_path))
+        expected, found = (step_files.read_all(f / f"{name}.h5") for f in (folder, tmp_path))
         for slot, values in expected.items():
             np.testing.assert_array_equal(found[slot], values, err_msg=slot)
 
@@ -75,7 +80,7 @@ def test_qc_and_size_factors_are_exact(files, settings, tmp_path):
 def test_the_matrix_is_the_same(files):
     found = {}
     for asked in ("memory", "blocks"):
-        with blocks.matrix("hvg", *matrix_of(files), backend="gpu", asked=asked) as matrix:
+        with open_matrix("hvg", *matrix_of(files), backend="gpu", asked=asked) as matrix:
             found[asked] = backend.to_host(backend.computed(matrix))
     memory, in_blocks = found.values()
     assert (memory != in_blocks).nnz == 0
@@ -92,7 +97,7 @@ def test_the_same_genes_are_highly_variable(files, settings, tmp_path, flavor, b
             "hvg", flavor=flavor, n_top_genes=1000, batch_key="batch" if batched else None, **GPU
         )
         hvg(*matrix_of(files), tmp_path / "hvg.h5", **wanted, execution=execution)
-        chosen[execution] = slots.read(tmp_path / "hvg.h5", "var/highly_variable")
+        chosen[execution] = step_files.read(tmp_path / "hvg.h5", "var/highly_variable")
     np.testing.assert_array_equal(chosen["blocks"], chosen["memory"])
 
 
@@ -113,7 +118,7 @@ def test_components_agree_up_to_sign(files, settings, tmp_path, changes):
         asked = settings("pca", **{"n_comps": 20} | changes, **GPU, seed=0)
         inputs = [folder / f"{step}.h5" for step in "qc filter normalize hvg".split()]
         pca(counts, *inputs, tmp_path / "pca.h5", **asked, execution=execution)
-        found[execution] = slots.read_all(tmp_path / "pca.h5")
+        found[execution] = step_files.read_all(tmp_path / "pca.h5")
     pairs = zip(*(found[execution]["obsm/X_pca"].T[:5] for execution in found), strict=True)
     r = [abs(np.corrcoef(a, b)[0, 1]) for a, b in pairs]
     print(f"{changes}: least |r| of the first 5 components in blocks and in memory: {min(r):.7f}")
@@ -153,7 +158,7 @@ def test_approximate_neighbors_are_measured(files, settings, tmp_path, algorithm
     pca(counts, *inputs, tmp_path / "pca.h5", **settings("pca", n_comps=40, **GPU, seed=0))
     wanted = settings("neighbors", algorithm=algorithm, min_recall=0.5, **GPU, seed=0)
     neighbors(tmp_path / "pca.h5", tmp_path / "n.h5", **wanted)
-    found = slots.provenance_of(tmp_path / "n.h5")["recall"]
+    found = step_files.provenance_of(tmp_path / "n.h5")["recall"]
     print(f"recall of {algorithm}: {found['recall']}")
     assert found["algorithm"] == algorithm
     assert found["recall"] > 0.9
@@ -179,20 +184,22 @@ def test_a_kept_matrix_gives_the_same_results(files, settings, tmp_path, executi
         asked = settings("markers", groupby="leiden", method="wilcoxon_binned")
         tables = place / "markers.h5", place / "markers.csv"
         markers(*matrix_of(files), folder / "leiden.h5", *tables, **asked, **how)
-        found = {slot: slots.read(place / "pca.h5", slot) for slot in ("obsm/X_pca", "varm/PCs")}
+        found = {
+            slot: step_files.read(place / "pca.h5", slot) for slot in ("obsm/X_pca", "varm/PCs")
+        }
         return found | {
-            "genes": slots.read(place / "hvg.h5", "var/highly_variable"),
+            "genes": step_files.read(place / "hvg.h5", "var/highly_variable"),
             "scores": pd.read_csv(place / "markers.csv")["scores"].to_numpy(),
         }
 
     cold = results("cold")
     n_cold = len(n_reads)
-    cache.start()
+    kept_matrices.start()
     try:
         kept = results("kept")
-        assert cache.nbytes() > 0
+        assert kept_matrices.nbytes() > 0
     finally:
-        cache.stop()
+        kept_matrices.stop()
     assert len(n_reads) - n_cold == n_cold / 3  # by hvg alone
     np.testing.assert_array_equal(kept["genes"], cold["genes"])
     np.testing.assert_allclose(kept["scores"], cold["scores"], rtol=1e-4, atol=1e-4)

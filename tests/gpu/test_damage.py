@@ -5,11 +5,11 @@ import shutil
 import numpy as np
 import pytest
 
-from scrna import blocks
-from scrna import counts as counts_module
 from scrna.backend import to_host
-from scrna.counts import Counts
 from scrna.damage import DamagedError
+from scrna.data import counts as counts_module
+from scrna.data.counts import Counts
+from scrna.data.matrix import open_matrix
 
 pytestmark = pytest.mark.gpu
 
@@ -34,7 +34,7 @@ def in_blocks(store, files):
 
 def lazily(store, files, backend="gpu"):
     of = store, files / "filter.h5", files / "normalize.h5"
-    with blocks.matrix("hvg", *of, backend=backend, asked="blocks") as lazy:
+    with open_matrix("hvg", *of, backend=backend, asked="blocks") as lazy:
         return sum(float(block.compute().sum()) for block in lazy.blocks)
 
 

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from scrna import backend, machine
+from scrna.resources import gpu_pool, gpus
+from scrna.resources.gpus import visible_gpus
 
 pytestmark = pytest.mark.gpu
 
@@ -21,9 +22,9 @@ print(int(kept.sum()), backend.gpu_record()["gpu_peak_bytes"], machine.pool_held
 
 
 def test_auto_takes_the_gpu():
-    found, reason = machine.resolve_backend("auto")
+    found, reason = gpus.resolve_backend("auto")
     assert found == "gpu"
-    assert machine.gpus()[0].name in reason
+    assert visible_gpus()[0].name in reason
 
 
 @pytest.mark.parametrize("memory", ["pool", "managed", "cuda"])
@@ -43,6 +44,6 @@ def test_allocations_go_through_rmm(memory):
 
 
 def test_the_record_names_the_device():
-    record = backend.gpu_record()
-    assert record["device"] == machine.gpus()[0].name
+    record = gpu_pool.gpu_record()
+    assert record["device"] == visible_gpus()[0].name
     assert record["gpu_peak_bytes"] >= 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scrna import slots
+from scrna.data import step_files
 
 ROOT = Path(__file__).parents[2]
 #: The demo in both representations, without what only the CPU does.
@@ -36,7 +36,7 @@ def results(tmp_path_factory):
 
 
 def gpu_steps(results) -> list[dict]:
-    found = [slots.provenance_of(file) for file in results.rglob("*.h5")]
+    found = [step_files.provenance_of(file) for file in results.rglob("*.h5")]
     return [record for record in found if record["backend"] == "gpu"]
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scrna import machine, slots
+from scrna.data import step_files
 from scrna.engine import protocol, run
-from scrna.lock import gpu_lock
-from scrna.watch import process_start
+from scrna.processes import process_start
+from scrna.resources import gpu_memory
+from scrna.resources.gpus import visible_gpus
+from scrna.resources.locks import gpu_lock
 from tests.unit.engine.toys import eventually, runtime
 
 pytestmark = pytest.mark.gpu
@@ -100,7 +102,7 @@ def warm(tmp_path_factory):
 
 def used() -> int:
     """Bytes in use on the first GPU."""
-    memory = machine.available_memory(machine.gpus()[0])
+    memory = gpu_memory.available_memory(visible_gpus()[0])
     return memory.total - memory.available
 
 
@@ -114,7 +116,9 @@ def test_a_step_that_does_nothing_takes_no_time(warm):
     code, _, seconds = toy(warm, "second")
     assert code == 0
     assert seconds < 1.5
-    first, second = (slots.read(warm.folder / f"{n}.h5", "obs/pid") for n in ("first", "second"))
+    first, second = (
+        step_files.read(warm.folder / f"{n}.h5", "obs/pid") for n in ("first", "second")
+    )
     assert first == second  # one process
     facts = json.loads((warm.folder / "benchmarks/toy.memory.json").read_text())
     assert 0 < facts["start_bytes"] <= facts["peak_bytes"]
@@ -122,7 +126,7 @@ def test_a_step_that_does_nothing_takes_no_time(warm):
 
 def test_real_steps_run_in_the_worker(warm, settings):
     from scripts.convert import convert
-    from scrna.simulate import Simulation
+    from scrna.ingest.simulate import Simulation
 
     folder = warm.folder
     Simulation(n_obs=3000, n_vars=800, n_types=4, seed=0).write_h5ad(folder / "toy.h5ad")
@@ -133,21 +137,21 @@ def test_real_steps_run_in_the_worker(warm, settings):
     from scripts.qc import qc as here
 
     here(folder / "counts.zarr", folder / "here.h5", **settings("qc", backend="cpu"))
-    there = slots.read_all(folder / "qc.h5")
-    for name, values in slots.read_all(folder / "here.h5").items():
+    there = step_files.read_all(folder / "qc.h5")
+    for name, values in step_files.read_all(folder / "here.h5").items():
         if "log1p" not in name:
             assert (there[name] == values).all() or values.dtype.kind == "f"
-    assert slots.provenance_of(folder / "qc.h5")["worker"] == "warm"
-    assert slots.provenance_of(folder / "qc.h5")["memory_peak_bytes"] > 0
+    assert step_files.provenance_of(folder / "qc.h5")["worker"] == "warm"
+    assert step_files.provenance_of(folder / "qc.h5")["memory_peak_bytes"] > 0
     components = np.random.default_rng(0).normal(size=(3000, 20))
-    slots.write(folder / "pca.h5", {"obsm/X_pca": components.astype(np.float32)})
+    step_files.write(folder / "pca.h5", {"obsm/X_pca": components.astype(np.float32)})
     files = {"representation_of": folder / "pca.h5", "out": folder / "neighbors.h5"}
     asked = settings("neighbors", n_pcs=20, seed=0)
     assert warm(SCRIPTS / "neighbors.py", files, **asked)[0] == 0
     code, _, seconds = warm(SCRIPTS / "neighbors.py", files, **asked)
     assert code == 0
     assert seconds < 2.5  # 6 s and more in a process of its own
-    graph = slots.read(folder / "neighbors.h5", "obsp/connectivities")
+    graph = step_files.read(folder / "neighbors.h5", "obsp/connectivities")
     assert graph.shape == (3000, 3000)
 
 
@@ -168,7 +172,9 @@ def test_after_running_out_of_memory_the_next_step_gets_a_clean_process(warm):
     assert code == 1
     assert "emory" in said
     assert toy(warm, "after")[0] == 0
-    pids = [slots.read(warm.folder / f"{name}.h5", "obs/pid")[0] for name in ("before", "after")]
+    pids = [
+        step_files.read(warm.folder / f"{name}.h5", "obs/pid")[0] for name in ("before", "after")
+    ]
     assert pids[0] != pids[1]
     assert used() - before < 0.5 * 2**30
 
@@ -179,14 +185,14 @@ def test_an_idle_worker_gives_its_memory_to_whoever_uses_the_gpu(warm):
     assert toy(warm, "idle")[0] == 0
     before = used()
     assert toy(warm, "held", gb=1)[0] == 0
-    with gpu_lock("another run's step", machine.gpus()[0].index):
+    with gpu_lock("another run's step", visible_gpus()[0].index):
         eventually(lambda: warm.status()["is_ready"] and warm.status()["kept"] == 0, 30)
         eventually(lambda: used() - before < 0.5 * 2**30, 30)
     assert toy(warm, "again")[0] == 0
 
 
 def test_it_holds_no_lock_while_it_is_idle(warm):
-    from scrna.lock import is_gpu_in_use
+    from scrna.resources.locks import is_gpu_in_use
 
     assert toy(warm, "last")[0] == 0
-    eventually(lambda: not is_gpu_in_use(machine.gpus()[0].index), 5)
+    eventually(lambda: not is_gpu_in_use(visible_gpus()[0].index), 5)

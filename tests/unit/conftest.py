@@ -22,7 +22,7 @@ class Prepared(NamedTuple):
     @property
     def kept(self):
         """Counts of the kept cells and genes, a copy."""
-        from scrna.counts import kept
+        from scrna.data.counts import kept
 
         cells, genes = kept(self.filtered)
         return self.adata[cells, genes].copy()
@@ -30,7 +30,7 @@ class Prepared(NamedTuple):
 
 @cache
 def _defaults() -> dict:
-    from scrna.config import complete
+    from scrna.config.settings import complete
 
     return complete({"datasets": {"x": {"kind": "simulate"}}, "run": "x"})["datasets"]["x"]
 
@@ -54,7 +54,8 @@ def write_counts() -> Callable[..., Path]:
     import pandas as pd
     import scipy.sparse as sp
 
-    from scrna.store import CSRWriter, new_store, write_tables
+    from scrna.data.csr_writer import CSRWriter
+    from scrna.data.store import new_store, write_tables
 
     def write(folder: Path, X, obs=None, var=None, *, dtype=np.uint16) -> Path:
         path = Path(folder) / "counts.zarr"
@@ -102,7 +103,7 @@ def prepare(write_counts, settings) -> Callable[..., Prepared]:
 @pytest.fixture(scope="session")
 def simulated(tmp_path_factory, prepare) -> Prepared:
     """Prepare 600 droplets of 3 types in 2 batches, dead and empty ones among them."""
-    from scrna.simulate import Simulation
+    from scrna.ingest.simulate import Simulation
 
     adata = Simulation(
         n_obs=600, n_vars=500, n_types=3, n_batches=2, markers_per_type=20, mean_counts=2000

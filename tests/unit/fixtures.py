@@ -5,7 +5,7 @@ A test module takes them by ``pytest_plugins = ["tests.unit.fixtures"]``.
 
 import pytest
 
-from scrna.simulate import Simulation
+from scrna.ingest.simulate import Simulation
 from tests.unit.steps import analyse
 
 

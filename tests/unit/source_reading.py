@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from scrna.sources import open_source
+from scrna.ingest.formats import open_source
 
 
 def counts(n_obs=60, n_vars=40, density=0.2, seed=0):

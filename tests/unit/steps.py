@@ -30,8 +30,10 @@ from scripts.qc import qc
 from scripts.trajectory import trajectory
 from scripts.tsne import tsne
 from scripts.umap import umap
-from scrna import config, slots
-from scrna.store import CSRWriter, new_store, write_tables
+from scrna.config.settings import complete
+from scrna.data import step_files
+from scrna.data.csr_writer import CSRWriter
+from scrna.data.store import new_store, write_tables
 
 #: The most that rounding to float32 changes a number, as a share of it.
 UNIT = float(np.finfo(np.float32).eps) / 2
@@ -46,17 +48,19 @@ MORE = "backend seed threads batch_key label_key label_missing n_pcs execution a
 
 @cache
 def _defaults() -> dict:
-    complete = config.complete({"run": "x", "datasets": {"x": {"kind": "simulate"}}})
-    return complete["datasets"]["x"]
+    full = complete({"run": "x", "datasets": {"x": {"kind": "simulate"}}})
+    return full["datasets"]["x"]
 
 
 def reseal(path):
     """Give a step file that a test has changed the digests of what it holds now."""
     with h5py.File(path, "r+") as file:
-        own = {name: slots._digest(file[name], {}, f"{name}/") for name in slots._names(file)}
-        text = slots._sha256(file.attrs["provenance"])
+        own = {
+            name: step_files._digest(file[name], {}, f"{name}/") for name in step_files._names(file)
+        }
+        text = step_files._sha256(file.attrs["provenance"])
         file.attrs["digests"] = json.dumps(own | {"provenance": text})
-        file.attrs["digest"] = slots._together(own)
+        file.attrs["digest"] = step_files._together(own)
 
 
 def settings(step, **own):
@@ -96,12 +100,12 @@ class Analysis:
     def obs(self):
         """The source's obs of the kept cells: the truth."""
         table = ad.io.read_elem(_group(self.counts)["obs"])
-        return table[slots.read(self["filter"], "obs/keep")]
+        return table[step_files.read(self["filter"], "obs/keep")]
 
     def lognorm(self):
         """The kept cells and genes as scanpy normalises them."""
         adata = ad.read_zarr(self.counts)
-        keep = [slots.read(self["filter"], f"{slot}/keep") for slot in ("obs", "var")]
+        keep = [step_files.read(self["filter"], f"{slot}/keep") for slot in ("obs", "var")]
         adata = adata[*keep].copy()
         adata.X = adata.X.astype(np.float32)
         sc.pp.normalize_total(adata, target_sum=1e4)
@@ -202,7 +206,7 @@ def store(folder, X, obs=None, var=None):
     (folder / "counts.json").write_text(json.dumps({"digest": "made by hand"}))
     keep = {"obs/keep": np.ones(n_obs, bool), "var/keep": np.ones(n_vars, bool)}
     keep["var/n_cells_kept"] = X.getnnz(axis=0)
-    slots.write(folder / "filter.h5", keep)
+    step_files.write(folder / "filter.h5", keep)
     return Analysis(folder, ["pca"])
 
 
@@ -210,7 +214,7 @@ def write_pca(folder, array, rep="pca"):
     """The step file of a representation made by hand."""
     path = Path(folder, rep, f"{rep}.h5")
     key = "X_pca" if rep == "pca" else "X_pca_harmony"
-    slots.write(path, {f"obsm/{key}": np.asarray(array, dtype=np.float32)})
+    step_files.write(path, {f"obsm/{key}": np.asarray(array, dtype=np.float32)})
     return path
 
 

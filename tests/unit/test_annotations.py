@@ -2,8 +2,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scrna.annotations import describe_columns, fit_for_disk, kept_cells, name_genes
 from scrna.errors import UserError
+from scrna.ingest.obs_table import kept_cells
+from scrna.ingest.tables import describe_columns, fit_for_disk, name_genes
 
 # -------------------------------------------------------------------------------------- the genes
 

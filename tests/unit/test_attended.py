@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from scrna import attended
-from scrna.host import has_other_users
+from scrna.resources.host_memory import has_other_users
 
 
 @pytest.fixture

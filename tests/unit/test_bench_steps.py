@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import zarr
 
-from scrna import slots, step
+from scrna import step
+from scrna.data import step_files
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -26,7 +27,7 @@ def write_step(path: Path, elements: dict, **settings) -> None:
     """Write a step file with the provenance of a step of these settings."""
 
     def some(out: Path, *, backend: str, **settings) -> None:
-        slots.write(out, elements)
+        step_files.write(out, elements)
 
     path.parent.mkdir(parents=True, exist_ok=True)
     step.step(some)(path, **settings)
@@ -64,8 +65,10 @@ def test_bytes_of_steps_on_the_matrix(bench, tmp_path):
         matrix.create_array(name, data=values, chunks=(4,), compressors=None)
     keep = np.array([True, True, False, True])
     files = {"counts": counts, "filtered": tmp_path / "filter.h5", "hvg": tmp_path / "hvg.h5"}
-    slots.write(files["filtered"], {"var/keep": keep, "var/n_cells_kept": np.array([1, 2, 9, 4])})
-    slots.write(files["hvg"], {"var/highly_variable": np.array([True, False, True])})
+    step_files.write(
+        files["filtered"], {"var/keep": keep, "var/n_cells_kept": np.array([1, 2, 9, 4])}
+    )
+    step_files.write(files["hvg"], {"var/highly_variable": np.array([True, False, True])})
     on_disk = 12 * (2 + 4)  # three chunks of four, the last one filled up
     raw = {"read": on_disk, "moved": 60, "worked": 60}
     assert bench.load_of("qc", files, {}) == raw
@@ -76,7 +79,9 @@ def test_bytes_of_steps_on_the_matrix(bench, tmp_path):
 
 def test_bytes_of_components_and_graph(bench, tmp_path):
     path = tmp_path / "pca.h5"
-    slots.write(path, {"obsm/X_pca": np.ones((20, 10), np.float32), "varm/PCs": np.ones((9, 10))})
+    step_files.write(
+        path, {"obsm/X_pca": np.ones((20, 10), np.float32), "varm/PCs": np.ones((9, 10))}
+    )
     files = {"representation_of": path}
     few = {"read": 800, "moved": 480, "worked": 480}
     assert bench.load_of("neighbors", files, {"n_pcs": 6}) == few

@@ -13,9 +13,11 @@ from scripts.markers import markers
 from scripts.normalize import block_totals, normalize
 from scripts.pca import pca
 from scripts.qc import qc
-from scrna import blocks, passes, slots
-from scrna import counts as counts_module
-from scrna.counts import Counts
+from scrna.data import counts as counts_module
+from scrna.data import lazy_matrix, read_progress, row_blocks, step_files
+from scrna.data.counts import Counts
+from scrna.data.matrix import open_matrix
+from scrna.resources import admission
 
 BLOCK_NNZ = 15_000
 
@@ -36,7 +38,7 @@ def clusters(tmp_path_factory, simulated):
     path = tmp_path_factory.mktemp("clusters") / "leiden.h5"
     types = simulated.kept.obs["cell_type"].cat.codes.to_numpy().copy()
     types[:5] = 3
-    slots.write(path, {"obs/leiden": slots.Categories(types, list("0123"))})
+    step_files.write(path, {"obs/leiden": step_files.Categories(types, list("0123"))})
     return path
 
 
@@ -53,7 +55,9 @@ def test_qc_and_size_factors_are_exact(simulated, settings, tmp_path, monkeypatc
         files = simulated.counts, simulated.filtered, tmp_path / f"n{nnz}.h5"
         normalize(*files, target_sum=10000, backend="cpu")
     for name in ("qc", "n"):
-        many, one = (slots.read_all(tmp_path / f"{name}{nnz}.h5") for nnz in (BLOCK_NNZ, 2**24))
+        many, one = (
+            step_files.read_all(tmp_path / f"{name}{nnz}.h5") for nnz in (BLOCK_NNZ, 2**24)
+        )
         for slot in one:
             np.testing.assert_array_equal(many[slot], one[slot])
 
@@ -66,7 +70,7 @@ def test_the_same_genes_are_highly_variable(files, settings, tmp_path, flavor, b
         path = tmp_path / f"{execution}.h5"
         wanted = settings("hvg", flavor=flavor, n_top_genes=100, batch_key=batch_key)
         hvg(*files, path, **wanted, backend="cpu", execution=execution)
-        found[execution] = slots.read_all(path)
+        found[execution] = step_files.read_all(path)
     for name, values in found["memory"].items():
         if name.startswith("var/"):
             assert found["blocks"][name].dtype == values.dtype
@@ -86,7 +90,7 @@ def test_components_are_the_same_up_to_sign(simulated, files, settings, tmp_path
         inputs = simulated.counts, simulated.qc, *files[1:], tmp_path / "hvg.h5"
         wanted = settings("pca", **{"n_comps": 10} | changes)
         pca(*inputs, path, **wanted, backend="cpu", seed=0, execution=execution)
-        found[execution] = slots.read_all(path)
+        found[execution] = step_files.read_all(path)
     for slot in ("obsm/X_pca", "varm/PCs"):
         memory, in_blocks = found["memory"][slot], found["blocks"][slot]
         assert memory.dtype == in_blocks.dtype
@@ -121,17 +125,17 @@ def test_blocks_that_do_not_fit_are_read_for_each_pass(
     files, settings, tmp_path, monkeypatch, caplog
 ):
     calls = []
-    taken = blocks._taken
-    monkeypatch.setattr(blocks, "_taken", lambda *args: calls.append(1) or taken(*args))
-    n_blocks = len(Counts(files[0]).ranges(slots.read(files[1], "obs/keep")))
+    taken = lazy_matrix._taken
+    monkeypatch.setattr(lazy_matrix, "_taken", lambda *args: calls.append(1) or taken(*args))
+    n_blocks = len(Counts(files[0]).ranges(step_files.read(files[1], "obs/keep")))
     wanted = settings("hvg", flavor="seurat_v3", n_top_genes=100)
     results = {}
     for there in (1e12, 1):
         calls.clear()
-        monkeypatch.setattr(blocks.execution, "usable_memory", lambda backend, there=there: there)
+        monkeypatch.setattr(admission, "usable_memory", lambda backend, there=there: there)
         with caplog.at_level(logging.INFO):
             hvg(*files, tmp_path / "hvg.h5", **wanted, backend="cpu", execution="blocks")
-        results[there] = slots.read(tmp_path / "hvg.h5", "var/variances_norm"), len(calls)
+        results[there] = step_files.read(tmp_path / "hvg.h5", "var/variances_norm"), len(calls)
     assert results[1e12][1] == n_blocks
     assert results[1][1] >= 2 * n_blocks
     assert "read again for each pass" in caplog.text
@@ -143,16 +147,18 @@ def test_an_array_is_light_to_hash(files, monkeypatch, there):
     """The libraries' functions refer to it, and Dask pickles and hashes them with all of it."""
     from distributed.protocol.pickle import dumps
 
-    monkeypatch.setattr(blocks.execution, "usable_memory", lambda backend: there)
-    with blocks.matrix("pca", *files, backend="cpu", asked="blocks") as matrix:
-        held = sum(block.data.nbytes for block in blocks._blocks)
+    monkeypatch.setattr(admission, "usable_memory", lambda backend: there)
+    with open_matrix("pca", *files, backend="cpu", asked="blocks") as matrix:
+        held = sum(block.data.nbytes for block in lazy_matrix.held_blocks)
         assert (held > 500_000) == (there > 1)
         assert len(dumps(matrix)) < 100_000
         assert (
             matrix.compute().nnz
-            == slots.read(files[1], "var/n_cells_kept")[slots.read(files[1], "var/keep")].sum()
+            == step_files.read(files[1], "var/n_cells_kept")[
+                step_files.read(files[1], "var/keep")
+            ].sum()
         )
-    assert not blocks._blocks
+    assert not lazy_matrix.held_blocks
 
 
 def test_progress_counts_every_pass(monkeypatch, files, caplog):
@@ -160,7 +166,7 @@ def test_progress_counts_every_pass(monkeypatch, files, caplog):
     monkeypatch.setattr("scrna.progress._EVERY", 0)
     with (
         caplog.at_level(logging.INFO),
-        blocks.matrix("pca", *files, backend="cpu", asked="blocks") as matrix,
+        open_matrix("pca", *files, backend="cpu", asked="blocks") as matrix,
     ):
         n = matrix.shape[0]
     assert f"pca, pass 1: {n:,} cells in" in caplog.text
@@ -173,10 +179,10 @@ def test_an_error_in_a_block_reaches_the_step(files, monkeypatch):
     monkeypatch.setattr(Counts, "read", broken)
     with (
         pytest.raises(OSError, match="cut off"),
-        blocks.matrix("pca", *files, backend="cpu", asked="blocks"),
+        open_matrix("pca", *files, backend="cpu", asked="blocks"),
     ):
         pass
-    assert passes._watched is None
+    assert read_progress._watched is None
 
 
 @pytest.mark.slow
@@ -192,7 +198,7 @@ def test_a_cluster_of_two_workers_gives_the_same(files, simulated, settings, tmp
     def on_worker(name, *args, **kwargs):
         from importlib import import_module
 
-        counts_module = import_module("scrna.counts")
+        counts_module = import_module("scrna.data.counts")
         counts_module.BLOCK_NNZ = BLOCK_NNZ
         getattr(import_module(f"scripts.{name}"), name)(*args, **kwargs)
 
@@ -213,7 +219,7 @@ def test_a_cluster_of_two_workers_gives_the_same(files, simulated, settings, tmp
             on_worker, "qc", simulated.counts, out[1], **settings("qc"), backend="cpu", pure=False
         ).result()
     for one, many in zip((tmp_path / "own.h5", tmp_path / "own_qc.h5"), out, strict=True):
-        expected, found = slots.read_all(one), slots.read_all(many)
+        expected, found = step_files.read_all(one), step_files.read_all(many)
         for slot, values in expected.items():
             if slot != "uns/hvg":
                 np.testing.assert_allclose(found[slot], values, rtol=1e-6)
@@ -235,16 +241,16 @@ def two_clients(monkeypatch):
             with client.as_current():
                 yield client
 
-        monkeypatch.setattr(blocks, "_cluster", next_client)
+        monkeypatch.setattr(row_blocks, "cluster_for", next_client)
         yield one, other
 
 
 def test_steps_at_the_same_time_share_no_task_of_a_cluster(two_clients, simulated, files):
     """Dask drops what one client let go, and what another sends at that moment with it."""
     store = Counts(files[0])
-    genes = slots.read(files[1], "var/keep")
+    genes = step_files.read(files[1], "var/keep")
     own = (block_totals, store, "cpu", genes, "cpu")
-    running = [blocks.each(*own, label=label) for label in ("qc", "normalize")]
+    running = [row_blocks.each(*own, label=label) for label in ("qc", "normalize")]
     parts = [[next(each)] for each in running]  # both are in the middle
     keys = [set(client.futures) for client in two_clients]
     assert all(len(of_one) >= len(store.ranges()) for of_one in keys)
@@ -257,11 +263,11 @@ def test_steps_at_the_same_time_share_no_task_of_a_cluster(two_clients, simulate
 def test_matrices_at_the_same_time_share_no_task_and_no_progress(two_clients, files, monkeypatch):
     read = {}
     monkeypatch.setattr(
-        passes._Passes, "update", lambda self, n: read.setdefault(self._step, []).append(n)
+        read_progress._Passes, "update", lambda self, n: read.setdefault(self._step, []).append(n)
     )
     with (
-        blocks.matrix("pca", *files, backend="cpu", asked="blocks") as one,
-        blocks.matrix("hvg", *files, backend="cpu", asked="blocks") as other,
+        open_matrix("pca", *files, backend="cpu", asked="blocks") as one,
+        open_matrix("hvg", *files, backend="cpu", asked="blocks") as other,
     ):
         keys = [set(client.futures) for client in two_clients]
         assert all(keys)
@@ -298,7 +304,7 @@ def test_blocks_are_spread_where_one_gpu_is_too_small(
 
     client = Client()
     monkeypatch.setattr("distributed.worker_client", lambda: nullcontext(client))
-    monkeypatch.setattr(passes, "in_worker", lambda: True)
-    monkeypatch.setattr(blocks.execution, "usable_memory", lambda backend: free)
-    with blocks._cluster(backend, nnz, needs_client=needs_client) as given:
+    monkeypatch.setattr(read_progress, "in_worker", lambda: True)
+    monkeypatch.setattr(admission, "usable_memory", lambda backend: free)
+    with row_blocks.cluster_for(backend, nnz, needs_client=needs_client) as given:
         assert given is (client if spreads else None)

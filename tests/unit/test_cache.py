@@ -11,10 +11,12 @@ from scripts.hvg import hvg
 from scripts.markers import markers
 from scripts.normalize import normalize
 from scripts.pca import pca
-from scrna import blocks, cache, execution, machine, slots
-from scrna import counts as counts_module
-from scrna.counts import Counts
-from scrna.host import Memory
+from scrna.data import block, step_files
+from scrna.data import counts as counts_module
+from scrna.data.counts import Counts
+from scrna.data.matrix import gene_values, open_matrix
+from scrna.resources import admission, gpu_memory, kept_matrices
+from scrna.resources.host_memory import Memory
 
 MODES = ("memory", "blocks")
 
@@ -26,9 +28,9 @@ def small_blocks(monkeypatch):
 
 @pytest.fixture
 def warm():
-    cache.start()
+    kept_matrices.start()
     yield
-    cache.stop()
+    kept_matrices.stop()
 
 
 @pytest.fixture
@@ -49,7 +51,7 @@ def reads(monkeypatch):
 def clusters(tmp_path_factory, simulated):
     path = tmp_path_factory.mktemp("clusters") / "leiden.h5"
     types = simulated.kept.obs["cell_type"].cat.codes.to_numpy()
-    slots.write(path, {"obs/leiden": slots.Categories(types, list("0123"))})
+    step_files.write(path, {"obs/leiden": step_files.Categories(types, list("0123"))})
     return path
 
 
@@ -68,7 +70,7 @@ def analysed(simulated, clusters, settings, folder, mode) -> dict[str, str]:
     pca(*inputs, **settings("pca", n_comps=10), seed=0, **how)
     asked = settings("markers", method="t-test", groupby="leiden")
     markers(*files, clusters, folder / "markers.h5", folder / "markers.csv", **asked, **how)
-    return {name: slots.digest_of(folder / f"{name}.h5") for name in ("hvg", "pca", "markers")}
+    return {name: step_files.digest_of(folder / f"{name}.h5") for name in ("hvg", "pca", "markers")}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -77,12 +79,12 @@ def test_the_matrix_is_read_once_and_the_results_are_the_same(
 ):
     kept = analysed(simulated, clusters, settings, tmp_path / "kept", mode)
     assert len(reads) == n_blocks(simulated)  # by hvg, and by nothing after it
-    cache.stop()
+    kept_matrices.stop()
     cold = analysed(simulated, clusters, settings, tmp_path / "cold", mode)
     assert len(reads) == 4 * n_blocks(simulated)
     assert kept == cold
     how = {
-        name: slots.provenance_of(tmp_path / f"{name}/markers.h5")["matrix"]
+        name: step_files.provenance_of(tmp_path / f"{name}/markers.h5")["matrix"]
         for name in ("kept", "cold")
     }
     assert how == {"kept": "kept in memory", "cold": "read"}
@@ -91,9 +93,7 @@ def test_the_matrix_is_read_once_and_the_results_are_the_same(
 def opened(simulated, *, mode="memory", **changed):
     files = simulated._asdict() | changed
     asked = {"backend": "cpu", "asked": mode, "method": "t-test"}
-    return blocks.matrix(
-        "markers", files["counts"], files["filtered"], files["normalized"], **asked
-    )
+    return open_matrix("markers", files["counts"], files["filtered"], files["normalized"], **asked)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -121,16 +121,16 @@ def test_a_genes_values_are_of_the_kept_matrix_or_read(simulated, reads, mode, w
     files = simulated.counts, simulated.filtered, simulated.normalized
     genes = counts_module.kept(files[1])[1]
     numbers = [np.flatnonzero(genes)[100], np.flatnonzero(~genes)[0]]  # one is filtered out
-    cold = [blocks.gene_values(*files, number, backend="cpu") for number in numbers]
+    cold = [gene_values(*files, number, backend="cpu") for number in numbers]
     with opened(simulated, mode=mode) as matrix:
         whole = matrix.compute() if mode == "blocks" else matrix
         expected = whole[:, [100]].toarray()[:, 0]
     assert expected.any()
     np.testing.assert_array_equal(cold[0], expected)
     reads.clear()
-    np.testing.assert_array_equal(blocks.gene_values(*files, numbers[0], backend="cpu"), expected)
+    np.testing.assert_array_equal(gene_values(*files, numbers[0], backend="cpu"), expected)
     assert not reads
-    np.testing.assert_array_equal(blocks.gene_values(*files, numbers[1], backend="cpu"), cold[1])
+    np.testing.assert_array_equal(gene_values(*files, numbers[1], backend="cpu"), cold[1])
     assert reads
 
 
@@ -153,7 +153,7 @@ def test_nothing_is_kept_where_there_is_no_worker(simulated, reads):
     for _ in range(2):
         with opened(simulated):
             pass
-    assert cache.nbytes() == 0
+    assert kept_matrices.nbytes() == 0
     assert len(reads) == 2 * n_blocks(simulated)
 
 
@@ -163,35 +163,35 @@ def matrices(n: int) -> list:
 
 def test_what_was_used_longest_ago_goes_first(warm):
     for name, matrix in zip("abc", matrices(3), strict=True):
-        cache.put((name,), [matrix])
-    one = cache.nbytes_of(("a",))
-    assert cache.nbytes() == 3 * one > 3 * 8 * 400
-    assert cache.get(("a",)).shape == (100, 20)  # now b is the oldest
-    cache.make_room(0)
-    assert cache.nbytes() == 3 * one
-    cache.make_room(1)
-    assert (cache.get(("b",)), cache.nbytes()) == (None, 2 * one)
-    cache.make_room(10**9, but=("c",))
-    assert (cache.get(("a",)), cache.nbytes()) == (None, one)
-    assert cache.largest() == (100, 20, 400)
+        kept_matrices.put((name,), [matrix])
+    one = kept_matrices.nbytes_of(("a",))
+    assert kept_matrices.nbytes() == 3 * one > 3 * 8 * 400
+    assert kept_matrices.get(("a",)).shape == (100, 20)  # now b is the oldest
+    kept_matrices.make_room(0)
+    assert kept_matrices.nbytes() == 3 * one
+    kept_matrices.make_room(1)
+    assert (kept_matrices.get(("b",)), kept_matrices.nbytes()) == (None, 2 * one)
+    kept_matrices.make_room(10**9, but=("c",))
+    assert (kept_matrices.get(("a",)), kept_matrices.nbytes()) == (None, one)
+    assert kept_matrices.largest() == (100, 20, 400)
 
 
 @pytest.mark.parametrize(("free", "n_kept"), [(10**9, 1), (10**4, 0)])
 def test_a_step_gets_the_memory_that_it_needs(monkeypatch, warm, free, n_kept):
-    cache.put(("old",), matrices(1))
+    kept_matrices.put(("old",), matrices(1))
     there = Memory(10**10, free, "a test")
-    monkeypatch.setattr(machine, "available_memory", lambda *_, **__: there)
-    execution.configure(headroom_gb=0)
-    execution.make_room_for("umap", "cpu", {"n_neighbors": 15, "seed": 0, "backend": "cpu"})
-    assert (cache.nbytes() > 0) == n_kept
-    execution.decide("hvg", backend="cpu", n_obs=1000, n_vars=100, nnz=10**5, asked="auto")
-    assert (cache.nbytes() > 0) == n_kept
+    monkeypatch.setattr(gpu_memory, "available_memory", lambda *_, **__: there)
+    admission.configure(headroom_gb=0)
+    admission.make_room_for("umap", "cpu", {"n_neighbors": 15, "seed": 0, "backend": "cpu"})
+    assert (kept_matrices.nbytes() > 0) == n_kept
+    admission.decide("hvg", backend="cpu", n_obs=1000, n_vars=100, nnz=10**5, asked="auto")
+    assert (kept_matrices.nbytes() > 0) == n_kept
 
 
 def test_nothing_is_kept_that_leaves_too_little(simulated, monkeypatch, warm):
-    monkeypatch.setattr(execution, "usable_memory", lambda _: 0)
+    monkeypatch.setattr(admission, "usable_memory", lambda _: 0)
     with opened(simulated):
-        assert cache.nbytes() == 0
+        assert kept_matrices.nbytes() == 0
 
 
 @pytest.mark.parametrize(("free", "how"), [(10**12, "kept in memory"), (10**6, "read")])
@@ -202,16 +202,16 @@ def test_columns_are_read_where_kept_blocks_leave_no_room(
     files = simulated.counts, simulated.filtered, simulated.normalized
     asked = {"backend": "cpu", "execution": "blocks"}
     hvg(*files, tmp_path / "hvg.h5", **settings("hvg", n_top_genes=150), **asked)
-    assert cache.nbytes() > 0
-    monkeypatch.setattr(execution, "usable_memory", lambda _: free)
+    assert kept_matrices.nbytes() > 0
+    monkeypatch.setattr(admission, "usable_memory", lambda _: free)
     inputs = simulated.counts, simulated.qc, *files[1:], tmp_path / "hvg.h5"
     pca(*inputs, tmp_path / "pca.h5", **settings("pca", n_comps=10), seed=0, **asked)
-    assert slots.provenance_of(tmp_path / "pca.h5")["matrix"] == how
+    assert step_files.provenance_of(tmp_path / "pca.h5")["matrix"] == how
 
 
 def test_columns_are_those_of_the_matrix():
     (matrix,) = matrices(1)
     genes = np.arange(20) % 3 == 0
-    found = counts_module.columns_of(matrix, genes, "cpu")
+    found = block.columns_of(matrix, genes, "cpu")
     assert (found != matrix[:, genes]).nnz == 0
     assert found.dtype == np.float32

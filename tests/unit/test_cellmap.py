@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scrna.cellmap import cell_map, quantise, sample
-from scrna.colours import PALETTE
+from scrna.plots.colours import PALETTE
+from scrna.report.cell_map import cell_map, quantise, sample
 
 NASTY = "</script><script>alert(1)</script> \"quoted\" 'too' & <b> 🧬 \u2028"
 

@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 import zarr
 
-from scrna import cells
-from scrna.annotations import describe_columns
-from scrna.cells import CellTable, Text, unique_names, write_cells
 from scrna.errors import UserError
+from scrna.ingest import obs_table
+from scrna.ingest.obs_table import CellTable, Text, unique_names, write_cells
+from scrna.ingest.tables import describe_columns
 
 # anndata 0.13 asks pandas for options that pandas 3.1 deprecates
 pytestmark = [
@@ -22,7 +22,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch):
-    monkeypatch.setattr(cells, "_PIECE", 7)
+    monkeypatch.setattr(obs_table, "_PIECE", 7)
 
 
 def everything(text):

@@ -13,9 +13,10 @@ from sklearn.metrics import adjusted_rand_score
 from scripts.leiden import leiden
 from scripts.louvain import louvain
 from scripts.neighbors import neighbors
-from scrna import communities, slots
-from scrna.clusters import by_size
-from scrna.graphs import open_graph
+from scrna.data import step_files
+from scrna.data.graph import open_graph
+from scrna.methods import clustering
+from scrna.methods.cluster_names import by_size
 from tests.unit.steps import SEEDED, blobs, settings, write_pca
 
 pytest_plugins = ["tests.unit.fixtures"]
@@ -30,7 +31,7 @@ def do(demo, tmp_path):
         out = tmp_path / "out.h5"
         given = settings(step.__name__, **SEEDED | own, resolution=resolution)
         step(graph or demo["harmony/neighbors"], out, **given)
-        return slots.read_all(out)
+        return step_files.read_all(out)
 
     return do
 
@@ -105,7 +106,7 @@ def test_more_iterations_are_taken(demo, tmp_path, do):
     neighbors(path, graph, **settings("neighbors", **SEEDED))
     few, many = (do(leiden, 1, graph, n_iterations=n)["obs/leiden"].codes for n in (1, 20))
     edges = open_graph(graph).obsp["connectivities"]
-    assert communities.modularity(edges, many, 1) > communities.modularity(edges, few, 1)
+    assert clustering.modularity(edges, many, 1) > clustering.modularity(edges, few, 1)
 
 
 @both
@@ -131,7 +132,7 @@ def test_the_modularity_is_igraphs(demo, resolution):
     for n_clusters in (1, 5, 40):
         clusters = np.arange(graph.shape[0]) * n_clusters // graph.shape[0]
         expected = edges.modularity(clusters.tolist(), "weight", resolution)
-        assert communities.modularity(graph, clusters, resolution) == pytest.approx(
+        assert clustering.modularity(graph, clusters, resolution) == pytest.approx(
             expected, abs=1e-6
         )
 
@@ -139,7 +140,7 @@ def test_the_modularity_is_igraphs(demo, resolution):
 @pytest.mark.parametrize("is_large", [False, True])
 def test_on_the_gpu_the_best_of_several_tries_is_taken_of_few_cells(demo, monkeypatch, is_large):
     graph = open_graph(demo["harmony/neighbors"]).obsp["connectivities"]
-    good = communities.leiden(graph, 0.6, n_iterations=-1, backend="cpu", seed=0)
+    good = clustering.leiden(graph, 0.6, n_iterations=-1, backend="cpu", seed=0)
     poor = np.arange(len(good)) % 3
     seeds = []
 
@@ -151,13 +152,13 @@ def test_on_the_gpu_the_best_of_several_tries_is_taken_of_few_cells(demo, monkey
 
     made = dict.fromkeys(["ResourceHandle", "GraphProperties", "SGGraph"], lambda *_, **__: None)
     cugraph = SimpleNamespace(leiden=found, **made)  # the library that is not here
-    monkeypatch.setattr(communities.imports, "need", {"pylibcugraph": cugraph}.get)
+    monkeypatch.setattr(clustering.imports, "need", {"pylibcugraph": cugraph}.get)
     monkeypatch.setitem(sys.modules, "cupy", np)
     if is_large:
-        monkeypatch.setattr(communities, "TRIES_UP_TO", len(good) - 1)
-    taken = communities.leiden(graph, 0.6, n_iterations=100, backend="gpu", seed=7)
+        monkeypatch.setattr(clustering, "TRIES_UP_TO", len(good) - 1)
+    taken = clustering.leiden(graph, 0.6, n_iterations=100, backend="gpu", seed=7)
     assert seeds[0] == 7
-    assert len(set(seeds)) == len(seeds) == (1 if is_large else communities.TRIES)
+    assert len(set(seeds)) == len(seeds) == (1 if is_large else clustering.TRIES)
     assert (taken == (poor if is_large else good)).all()
 
 

@@ -5,7 +5,7 @@ from time import sleep
 
 import zarr
 
-from scrna.codecs import fast_codecs
+from scrna.data.codecs import fast_codecs
 
 
 def pipeline():

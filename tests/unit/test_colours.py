@@ -8,7 +8,7 @@ apart the least.
 import numpy as np
 from matplotlib.colors import to_hex, to_rgb
 
-from scrna.colours import MISSING, N_COLOURS, PALETTE, colours_of
+from scrna.plots.colours import MISSING, N_COLOURS, PALETTE, colours_of
 
 OKABE_ITO = ["#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9"]
 #: Machado, Oliveira & Fernandes (2009), severity 1.0, for linear RGB.

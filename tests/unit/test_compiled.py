@@ -9,7 +9,7 @@ from pathlib import Path
 import numba
 import pytest
 
-from scrna import compiled
+from scrna.methods import umap_compiled
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 #: Imports UMAP as a worker's parent does, makes a graph and lays it out as a worker does; prints
@@ -17,7 +17,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 CODE = """
 import json, sys
 sys.path.append(sys.argv[1])
-from scrna.compiled import import_umap
+from scrna.methods.umap_compiled import import_umap
 import_umap()
 import anndata, numpy as np, scanpy
 components = np.random.default_rng(0).normal(size=(512, 50)).astype(np.float32)
@@ -57,7 +57,7 @@ def doubled(x):
 
 
 def test_of_what_has_no_signature_nothing_is_kept():
-    with compiled._keeping_what_has_a_signature():
+    with umap_compiled._keeping_what_has_a_signature():
         later, named = numba.njit(doubled), numba.njit(fastmath=True)(doubled)
         at_once = numba.njit("f8(f8)")(doubled)
         asked_not_to = numba.njit("f8(f8)", cache=False)(doubled)
@@ -68,7 +68,7 @@ def test_of_what_has_no_signature_nothing_is_kept():
 
 
 def test_where_a_private_function_is_gone_umap_is_imported_all_the_same(monkeypatch):
-    compiled.import_umap()
+    umap_compiled.import_umap()
     layouts = sys.modules["umap.layouts"]
     monkeypatch.delattr(layouts, "_nb_optimize_layout_euclidean_single_epoch")
-    compiled.import_umap()
+    umap_compiled.import_umap()

@@ -6,8 +6,9 @@ import re
 import pytest
 import yaml
 
-from scrna import config as checks
-from scrna.config import Source, check, check_columns, complete, pick_run, required_obs, sources
+from scrna.config import settings as checks
+from scrna.config.datasets import Source, check_columns, required_obs, sources
+from scrna.config.settings import check, complete, pick_run
 from scrna.errors import UserError
 
 SIMULATED = {"kind": "simulate"}

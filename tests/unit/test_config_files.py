@@ -2,8 +2,8 @@
 
 import pytest
 
-from scrna.config import SECTIONS
-from scrna.config_files import overruled, read_config
+from scrna.config.settings import SECTIONS
+from scrna.config.yaml_files import overruled, read_config
 from scrna.errors import UserError
 
 

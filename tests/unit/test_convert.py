@@ -11,9 +11,9 @@ import scipy.sparse as sp
 import zarr
 
 from scripts.convert import convert
+from scrna.data.csr_writer import CSRWriter
 from scrna.errors import UserError
-from scrna.sources import base, hdf5
-from scrna.store import CSRWriter
+from scrna.ingest.formats import base, hdf5
 
 # anndata 0.13 asks pandas for options that pandas 3.1 deprecates
 pytestmark = [

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from scripts.convert import convert
 from scrna.errors import UserError
-from scrna.sources import base, hdf5
+from scrna.ingest.formats import base, hdf5
 
 # anndata 0.13 asks pandas for options that pandas 3.1 deprecates
 pytestmark = [
@@ -96,7 +96,7 @@ def test_a_disk_that_fills_leaves_nothing(do, tmp_path, monkeypatch):
     def fails(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("scrna.store._write_shard", fails)
+    monkeypatch.setattr("scrna.data.csr_writer._write_shard", fails)
     with pytest.raises(OSError, match="No space left on device"):
         do(counts())
     assert [path.name for path in tmp_path.iterdir()] == ["source.h5ad"]

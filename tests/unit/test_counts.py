@@ -3,8 +3,9 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from scrna import counts as counts_module
-from scrna.counts import Block, Counts, cut, in_order, log_normalize, row_ranges
+from scrna.data import counts as counts_module
+from scrna.data.block import Block, cut, in_order, log_normalize, row_ranges
+from scrna.data.counts import Counts
 from tests.unit.steps import LOG_ERROR
 
 BLOCK_SIZES = [1, 13, 60, 2**24]

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scrna.csv_table import as_csv
+from scrna.data.marker_csv import as_csv
 
 
 def test_the_table_is_csv_whatever_is_in_it():

@@ -18,15 +18,20 @@ from scripts.h5ad import h5ad
 from scripts.marker_figures import top_markers
 from scripts.matrix import matrix
 from scripts.qc_figures import pictures
-from scrna import blocks, config, damage, integrity, sizes, slots, step
-from scrna import counts as counts_module
-from scrna.counts import Counts
+from scrna import damage, step
+from scrna.atomic import replacing
+from scrna.config import datasets
 from scrna.damage import DamagedError
+from scrna.data import counts as counts_module
+from scrna.data import integrity, step_files
+from scrna.data.counts import Counts
+from scrna.data.csr_writer import CSRWriter
+from scrna.data.matrix import open_matrix
+from scrna.data.store import new_store, write_tables
 from scrna.errors import UserError
-from scrna.files import replacing
 from scrna.report import page
 from scrna.report.results import Results
-from scrna.store import CSRWriter, new_store, write_tables
+from scrna.resources import estimates
 
 
 def remove(file: Path):
@@ -108,7 +113,7 @@ def in_blocks(files):
 
 def lazily(files):
     of = files.counts, files.filtered, files.normalized
-    with blocks.matrix("hvg", *of, backend="cpu", asked="blocks") as lazy:
+    with open_matrix("hvg", *of, backend="cpu", asked="blocks") as lazy:
         return sum(block.compute().sum() for block in lazy.blocks)
 
 
@@ -327,7 +332,7 @@ def test_no_h5ad_is_made_of_a_damaged_final(final, tmp_path, harm, name):
 
 
 ELEMENTS = {
-    "obs/leiden": slots.Categories(np.arange(500) % 3, ["0", "1", "2"]),
+    "obs/leiden": step_files.Categories(np.arange(500) % 3, ["0", "1", "2"]),
     "obsm/X_pca": np.random.default_rng(0).normal(size=(500, 8)).astype(np.float32),
     "obsp/connectivities": sp.random(80, 80, 0.1, "csr", np.float32, rng=0),
     "uns/neighbors": {"params": {"n_neighbors": 15, "metric": "cosine"}, "key": np.arange(3)},
@@ -337,7 +342,7 @@ ELEMENTS = {
 
 @step.step
 def some_step(out, *, seed):
-    slots.write(out, ELEMENTS)
+    step_files.write(out, ELEMENTS)
 
 
 @pytest.fixture
@@ -348,10 +353,10 @@ def step_file(tmp_path):
 
 
 READERS = {
-    "read": lambda path: slots.read(path, "obsm/X_pca"),
-    "read_all": slots.read_all,
-    "names": slots.names,
-    "provenance": slots.provenance_of,
+    "read": lambda path: step_files.read(path, "obsm/X_pca"),
+    "read_all": step_files.read_all,
+    "names": step_files.names,
+    "provenance": step_files.provenance_of,
 }
 
 
@@ -375,10 +380,10 @@ def test_a_changed_coordinate_is_noticed(step_file):
         place = file["obsm/X_pca"].id.get_offset()
     flip(step_file, place + 123)
     with pytest.raises(DamagedError, match=r"\(obsm/X_pca is not as it was written\)"):
-        slots.read(step_file, "obsm/X_pca")
+        step_files.read(step_file, "obsm/X_pca")
     with pytest.raises(DamagedError, match="obsm/X_pca"):
-        slots.read_all(step_file)
-    assert slots.read(step_file, "obs/leiden").codes.tolist() == [i % 3 for i in range(500)]
+        step_files.read_all(step_file)
+    assert step_files.read(step_file, "obs/leiden").codes.tolist() == [i % 3 for i in range(500)]
 
 
 def same(found, expected) -> bool:
@@ -392,15 +397,15 @@ def same(found, expected) -> bool:
 
 
 def test_each_changed_byte_of_a_step_file_is_noticed_or_changes_nothing(step_file):
-    before = slots.read_all(step_file)
-    provenance = slots.provenance_of(step_file)
+    before = step_files.read_all(step_file)
+    provenance = step_files.provenance_of(step_file)
     content = step_file.read_bytes()
     noticed = 0
     for place in range(0, len(content), 307):
         flip(step_file, place)
         try:
-            found = slots.read_all(step_file)
-            about = slots.provenance_of(step_file)
+            found = step_files.read_all(step_file)
+            about = step_files.provenance_of(step_file)
         except UserError as error:
             noticed += str(step_file) in str(error)
         else:
@@ -427,7 +432,7 @@ def test_what_is_lost_within_a_step_file_is_told(step_file, change, told):
     with h5py.File(step_file, "r+") as file:
         change(file)
     with pytest.raises(DamagedError, match=told) as error:
-        slots.read_all(step_file)
+        step_files.read_all(step_file)
     assert str(step_file) in str(error.value)
 
 
@@ -435,19 +440,19 @@ def test_a_changed_provenance_is_noticed(step_file):
     with h5py.File(step_file, "r+") as file:
         file.attrs["provenance"] = file.attrs["provenance"].replace('"seed": 0', '"seed": 1')
     with pytest.raises(DamagedError, match="its provenance was changed"):
-        slots.provenance_of(step_file)
+        step_files.provenance_of(step_file)
 
 
 def test_an_older_step_file_is_checked_as_a_whole(step_file):
     with h5py.File(step_file, "r+") as file:
         del file.attrs["digests"]
-        file.attrs["digest"] = slots._digest(file, {})
+        file.attrs["digest"] = step_files._digest(file, {})
         place = file["obsm/X_pca"].id.get_offset()
-    assert same(slots.read(step_file, "obsm/X_pca"), ELEMENTS["obsm/X_pca"])
-    assert slots.provenance_of(step_file)["step"] == "some_step"
+    assert same(step_files.read(step_file, "obsm/X_pca"), ELEMENTS["obsm/X_pca"])
+    assert step_files.provenance_of(step_file)["step"] == "some_step"
     flip(step_file, place)
     with pytest.raises(DamagedError, match="does not have its digest"):
-        slots.read(step_file, "obs/leiden")
+        step_files.read(step_file, "obs/leiden")
 
 
 def test_a_file_that_may_not_be_read_is_not_called_damaged(step_file, monkeypatch):
@@ -458,7 +463,7 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(step_file, monkeypatc
     with pytest.raises(
         UserError, match=r"neighbors\.h5 cannot be read: .*Permission denied"
     ) as told:
-        slots.read(step_file, "obsm/X_pca")
+        step_files.read(step_file, "obsm/X_pca")
     assert not isinstance(told.value, DamagedError)
 
 
@@ -492,17 +497,17 @@ def test_a_damaged_summary_is_named(summary, content):
     assert f"Remove {summary} and {summary.with_suffix('.zarr')} and run" in str(told.value)
     if content is not None:
         with pytest.raises(DamagedError):
-            sizes.memory_mb(summary, "qc")
+            estimates.memory_mb(summary, "qc")
         with pytest.raises(DamagedError):
-            slots.digest_of(summary.with_suffix(".zarr"))
+            step_files.digest_of(summary.with_suffix(".zarr"))
         with pytest.raises(DamagedError):
-            config.check_columns({"toy": {}}, {}, summary.parents[1])
+            datasets.check_columns({"toy": {}}, {}, summary.parents[1])
 
 
 @pytest.fixture
 def table(tmp_path, copy):
     """A filter.csv with the step file of its step."""
-    assert slots.check_table(copy.filtered.with_suffix(".csv")) is None
+    assert step_files.check_table(copy.filtered.with_suffix(".csv")) is None
     return copy.filtered.with_suffix(".csv")
 
 
@@ -523,7 +528,7 @@ def test_a_damaged_filter_table_is_named(copy, table, harm):
 def test_a_damaged_table_of_markers_is_named(tmp_path, harm):
     table = tmp_path / "markers.csv"
     table.write_text("group,names,scores\n0,CD3E,1.5\n0,CD8A,1\n1,NA,2\n")
-    slots.write(table.with_suffix(".h5"), {}, table=lambda: table)
+    step_files.write(table.with_suffix(".h5"), {}, table=lambda: table)
     results = Results(tmp_path, [], tmp_path, [table])
     assert top_markers(table, ["0", "1"], 2)[0] == {"0": ["CD3E", "CD8A"], "1": ["NA"]}
     harm(table)
@@ -580,7 +585,7 @@ def job(settings, **files):
 def test_a_step_sets_aside_what_it_finds_damaged(copy):
     @step.step
     def sums(counts, out, *, seed):
-        slots.write(out, {"uns/sum": np.array(in_blocks(copy))})
+        step_files.write(out, {"uns/sum": np.array(in_blocks(copy))})
 
     out = copy.counts.parent / "sums.h5"
     remove(copy.counts / "X/data/c/1")

@@ -12,15 +12,16 @@ import pytest
 import scipy.sparse as sp
 import yaml
 
-import scrna.counts
+import scrna.data.counts
 from scripts.convert import convert
 from scripts.filter import filter_cells
 from scripts.qc import qc
-from scrna import slots
-from scrna.config import READING, complete, required_obs, sources
+from scrna.config.datasets import READING, required_obs, sources
+from scrna.config.settings import complete
+from scrna.config.step_parameters import of_step
+from scrna.data import step_files
 from scrna.errors import UserError
-from scrna.named_in_data import check_converted, named_in_data
-from scrna.parameters import of_step
+from scrna.workflow.named_in_data import check_converted, named_in_data
 
 N = 120  # cells, of which the first 20 have a single gene
 
@@ -188,7 +189,7 @@ def test_the_conversion_accepts_what_only_the_filter_knows(dataset, tmp_path):
 @pytest.mark.parametrize("text", ACCEPTED)
 def test_settings_that_the_data_allow(dataset, there, text):
     filtered(there, dataset(text))
-    assert slots.read(there / "filter.h5", "obs/keep").sum() in (100, 120)
+    assert step_files.read(there / "filter.h5", "obs/keep").sum() in (100, 120)
 
 
 def test_the_conversion_says_that_cells_have_no_batch(dataset, tmp_path, caplog):
@@ -248,7 +249,7 @@ def test_nothing_is_read_where_the_settings_are_as_they_were(dataset, there, loo
     text = "batch_key: batch\nfigures: {genes: [GENE1]}"
     own = dataset(text)
     filtered(converted(there, own), own)
-    monkeypatch.setattr(scrna.counts, "Counts", None)
+    monkeypatch.setattr(scrna.data.counts, "Counts", None)
     look(text)
     with pytest.raises(TypeError, match="'NoneType' object is not callable"):
         look("batch_key: gaps")

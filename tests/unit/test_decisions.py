@@ -2,7 +2,7 @@
 
 import pytest
 
-from scrna.decisions import decided
+from scrna.workflow.decisions import decided
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from docs import rulegraph
-from scrna import config
+from scrna.config import settings
 
 pytest_plugins = ["tests.unit.fixtures"]
 
@@ -22,16 +22,16 @@ def test_the_picture_is_that_of_the_rules():
 
 def test_the_example_is_a_valid_config():
     example = yaml.safe_load(re.search(r"```yaml\n(run: mine.*?)```", README, re.DOTALL)[1])
-    full = config.complete(example)
-    config.check(full | {"backend": "cpu"})
+    full = settings.complete(example)
+    settings.check(full | {"backend": "cpu"})
     assert full["datasets"]["mine"]["batch_key"] == "sample"
 
 
 @pytest.mark.parametrize("name", re.findall(r"`([a-z]+\.[a-z0-9_]+)(?:: \w+)?`", README))
 def test_settings_that_the_readme_names_exist(name):
     section, key = name.split(".")
-    if section in config.SECTIONS and key not in ("zarr", "csv", "html"):
-        assert key in config.schema()["$defs"][section]["properties"]
+    if section in settings.SECTIONS and key not in ("zarr", "csv", "html"):
+        assert key in settings.schema()["$defs"][section]["properties"]
 
 
 def test_links_lead_somewhere():

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from scripts.download import download
+from scrna.config.source_address import full_address, set_credentials_aside
 from scrna.errors import UserError
-from scrna.fetch import fetch
-from scrna.source_address import full_address, set_credentials_aside
+from scrna.ingest.download import fetch
 
 BODY = np.random.default_rng(0).bytes(3_000_000)
 
@@ -309,7 +309,7 @@ def test_a_disk_that_fills_up(site, out, monkeypatch):
     def fails(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("scrna.fetch._copy", fails)
+    monkeypatch.setattr("scrna.ingest.download._copy", fails)
     with pytest.raises(UserError, match=r"cells\.bin\.part cannot be written: No space left"):
         fetch(site.url, out)
 

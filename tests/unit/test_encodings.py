@@ -8,7 +8,7 @@ import pytest
 import zarr
 from scipy.sparse import csr_matrix
 
-from scrna.encodings import _VERSIONS, encoding
+from scrna.data.encodings import _VERSIONS, encoding
 
 # anndata 0.13 asks pandas for options that pandas 3.1 deprecates
 pytestmark = [

@@ -12,12 +12,16 @@ import numpy as np
 import pytest
 
 import scrna.step
-from scrna import execution, machine, slots
-from scrna.config import complete
+from scrna.config.settings import complete
+from scrna.data import step_files
+from scrna.data.counts import sizes_of
 from scrna.errors import UserError
-from scrna.execution import Choice, blocks_problems, choose, decide, plan, sizes_of
-from scrna.host import GIB, Memory
-from scrna.sizes import block_bytes, pca_columns, step_bytes
+from scrna.resources import admission, gpu_memory, gpus, plan
+from scrna.resources.admission import decide
+from scrna.resources.estimates import block_bytes, pca_columns, step_bytes
+from scrna.resources.host_memory import GIB, Memory
+from scrna.resources.plan import Choice, blocks_problems, choose, plan_steps
+from scrna.workflow import session
 
 LARGE = {"n_obs": 1_000_000, "n_vars": 28_000, "nnz": 1_822_000_000}
 HUGE = {"n_obs": 1_400_000, "n_vars": 28_000, "nnz": 2_811_203_114}
@@ -164,7 +168,7 @@ def dataset(**given):
 
 def planned(sizes, *, total=139.8, available=100, backend="gpu", **given):
     memory = Memory(int(total * GIB), int(available * GIB), NVML if backend == "gpu" else SHARED)
-    return plan("d", dataset(**given), sizes, backend, memory, 8 * GIB)
+    return plan_steps("d", dataset(**given), sizes, backend, memory, 8 * GIB)
 
 
 BINNED = {"markers": {"method": "wilcoxon_binned"}}
@@ -222,7 +226,7 @@ def results(tmp_path):
 
     def filtered():
         keep = {"obs/keep": [1, 0, 1, 1, 0], "var/keep": [1, 1, 0, 1]}
-        slots.write(
+        step_files.write(
             folder / "filter.h5",
             {name: np.array(values, bool) for name, values in keep.items()}
             | {"var/n_cells_kept": np.array([3, 2, 1, 3])},
@@ -248,7 +252,7 @@ def test_sizes_are_those_of_what_the_filter_leaves(results):
 @pytest.fixture
 def here(monkeypatch):
     """Replace the machine: one GPU and its memory; collect what is noted and waited."""
-    gpu = machine.Gpu(0, "GPU-0", "NVIDIA H200", (9, 0), 140 * GIB, False, "580")
+    gpu = gpus.Gpu(0, "GPU-0", "NVIDIA H200", (9, 0), 140 * GIB, False, "580")
     state = SimpleNamespace(
         gpus=[gpu], memory=Memory(140 * GIB, 130 * GIB, NVML), notes={}, waits=[], held=0, limits=[]
     )
@@ -262,14 +266,14 @@ def here(monkeypatch):
         if read().available + held < needed:
             raise UserError("only so much is free")
 
-    monkeypatch.setattr(machine, "gpus", lambda: state.gpus)
-    monkeypatch.setattr(machine, "gpu_problem", lambda: "no NVIDIA driver found")
-    monkeypatch.setattr(machine, "available_memory", available)
-    monkeypatch.setattr(machine, "wait_for_memory", wait)
-    monkeypatch.setattr(machine, "pool_held", lambda: state.held)
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: state.gpus)
+    monkeypatch.setattr(gpus, "gpu_problem", lambda: "no NVIDIA driver found")
+    monkeypatch.setattr(gpu_memory, "available_memory", available)
+    monkeypatch.setattr(gpu_memory, "wait_for_memory", wait)
+    monkeypatch.setattr(gpu_memory, "pool_held", lambda: state.held)
     monkeypatch.setattr(scrna.step, "note", state.notes.__setitem__, raising=False)
-    monkeypatch.setattr(execution, "_limits", execution._limits)
-    execution.configure()
+    monkeypatch.setattr(admission, "_limits", admission._limits)
+    admission.configure()
     return state
 
 
@@ -285,7 +289,7 @@ def test_a_step_decides_says_so_and_keeps_it(here, caplog):
 
 
 def test_the_configs_limits_are_kept(here):
-    execution.configure(headroom_gb=2, wait_s=5, limit_gb=40)
+    admission.configure(headroom_gb=2, wait_s=5, limit_gb=40)
     here.memory = Memory(40 * GIB, 40 * GIB, "gpu.limit_gb, NVML")
     choice = decide("hvg", backend="gpu", **LARGE)
     assert choice.reason.endswith("of 38.0 GiB (40.0 GiB less 2.0 GiB headroom)")
@@ -294,7 +298,7 @@ def test_the_configs_limits_are_kept(here):
 
 
 def test_the_limit_is_the_gpus_alone(here):
-    execution.configure(limit_gb=40)
+    admission.configure(limit_gb=40)
     here.memory = Memory(64 * GIB, 60 * GIB, SHARED)
     choice = decide("hvg", backend="cpu", **LARGE)
     assert choice.reason.endswith("of 52.0 GiB (60.0 GiB less 8.0 GiB headroom)")
@@ -329,11 +333,11 @@ def test_a_wait_in_vain_is_an_error_where_there_is_no_other_way(here):
 def test_what_the_pool_holds_counts_as_free(here):
     here.memory, here.held = Memory(140 * GIB, 10 * GIB, NVML), 100 * GIB
     assert decide("hvg", backend="gpu", **LARGE).mode == "memory"
-    assert execution.usable_memory("gpu") == 102 * GIB
+    assert admission.usable_memory("gpu") == 102 * GIB
 
 
 def test_on_unified_memory_the_headroom_stays_free(here):
-    here.gpus = [machine.Gpu(0, "GPU-0", "NVIDIA GB10", (12, 1), None, True, "580")]
+    here.gpus = [gpus.Gpu(0, "GPU-0", "NVIDIA GB10", (12, 1), None, True, "580")]
     here.memory = Memory(120 * GIB, 100 * GIB, SHARED)
     choice = decide("hvg", backend="gpu", **LARGE)
     assert "of 92.0 GiB (100.0 GiB less 8.0 GiB headroom)" in choice.reason
@@ -358,13 +362,13 @@ def test_a_gpu_step_without_a_gpu(here):
 
 
 def test_usable_memory(here, monkeypatch):
-    assert execution.usable_memory("gpu") == 122 * GIB
+    assert admission.usable_memory("gpu") == 122 * GIB
     # under gpu.limit_gb, what this process has allocated already is not there any more
-    monkeypatch.setattr(machine, "allocated", lambda: 30 * GIB)
+    monkeypatch.setattr(gpu_memory, "allocated", lambda: 30 * GIB)
     here.memory = Memory(40 * GIB, 40 * GIB, f"gpu.limit_gb, {NVML}")
-    assert execution.usable_memory("gpu") == 2 * GIB
+    assert admission.usable_memory("gpu") == 2 * GIB
     here.memory, here.held = Memory(64 * GIB, 4 * GIB, SHARED), 100 * GIB
-    assert execution.usable_memory("cpu") == 0
+    assert admission.usable_memory("cpu") == 0
 
 
 def test_the_choices_are_said_before_the_run(here, results):
@@ -373,19 +377,21 @@ def test_the_choices_are_said_before_the_run(here, results):
         "memory": {"headroom_gb": 4},
         "datasets": {"d": {"kind": "simulate"}, "e": {"kind": "simulate"}},
     }
-    lines = execution.before_run(complete(given), "gpu", results.folder.parent)
+    lines = session.before_run(complete(given), "gpu", results.folder.parent)
     assert [line.split(", ")[0] for line in lines] == [
         f"d: {step}: in memory" for step in ("hvg", "pca", "markers")
     ]
     assert all("(140.0 GiB less 4.0 GiB headroom)" in line for line in lines)
     given["execution"] = "blocks"
     with pytest.raises(UserError, match=r"datasets\.d: markers has to .* take wilcoxon_binned"):
-        execution.before_run(complete(given), "gpu", results.folder.parent)
+        session.before_run(complete(given), "gpu", results.folder.parent)
 
 
 def test_light_to_import():
-    code = "import sys; sys.path.append(sys.argv[1]); import scrna.execution; print(*sys.modules)"
-    scripts = Path(execution.__file__).parents[1]
+    code = (
+        "import sys; sys.path.append(sys.argv[1]); import scrna.resources.plan; print(*sys.modules)"
+    )
+    scripts = Path(plan.__file__).parents[1]
     listed = subprocess.run(
         [sys.executable, "-S", "-c", code, scripts], capture_output=True, check=True, text=True
     )
@@ -394,8 +400,8 @@ def test_light_to_import():
 
 
 def test_a_graph_that_the_gpu_cannot_number_is_refused():
-    execution.check_graph(70_000_000, 15, "gpu")
-    execution.check_graph(10**9, 15, "cpu")
+    plan.check_graph(70_000_000, 15, "gpu")
+    plan.check_graph(10**9, 15, "cpu")
     with pytest.raises(UserError, match=r"80,000,000 cells .* 2,240,000,000 .* to 14 at most"):
-        execution.check_graph(80_000_000, 15, "gpu")
-    execution.check_graph(80_000_000, 14, "gpu")
+        plan.check_graph(80_000_000, 15, "gpu")
+    plan.check_graph(80_000_000, 14, "gpu")

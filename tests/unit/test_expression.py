@@ -9,7 +9,7 @@ import zarr
 from scipy import sparse
 
 from scripts.normalize import normalize
-from scrna import expression, slots
+from scrna.data import expression, step_files
 from scrna.errors import UserError
 from tests.unit import steps
 
@@ -23,7 +23,7 @@ def truth(demo):
 
 @pytest.fixture(scope="module")
 def clusters(demo):
-    return slots.read(demo["pca/leiden"], "obs/leiden")
+    return step_files.read(demo["pca/leiden"], "obs/leiden")
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def named(tmp_path):
     var = pd.DataFrame({"gene_ids": ids}, index=["CD3D", "MS4A1", "CD3E", "cd3d"])
     done = steps.store(tmp_path, X, var=var)
     keep = {"obs/keep": np.ones(3, bool), "var/keep": np.array([True, False, True, True])}
-    slots.write(done["filter"], keep | {"var/n_cells_kept": X.getnnz(axis=0)})
+    step_files.write(done["filter"], keep | {"var/n_cells_kept": X.getnnz(axis=0)})
     normalize(done.counts, done["filter"], done["normalize"], target_sum=10, backend="cpu")
     return done
 

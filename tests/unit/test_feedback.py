@@ -5,13 +5,14 @@ import os
 
 import pytest
 
-from scrna import feedback, slots
+from scrna.data import step_files
+from scrna.data.benchmarks import Usage, table, usage_of
 from scrna.errors import UserError
-from scrna.feedback import Job, advice, failure, failure_lines, usage_lines
 from scrna.log import log, send_logs, start_logging
-from scrna.rule import report
 from scrna.step import step
-from scrna.usage import Usage, table, usage_of
+from scrna.workflow import summary
+from scrna.workflow.rule import report
+from scrna.workflow.summary import Job, advice, failure, failure_lines, usage_lines
 from tests.unit.steps import reseal
 
 
@@ -166,7 +167,7 @@ def result(job: Job, **record) -> None:
 
     @step
     def umap(out, *, backend):
-        slots.write(out, {})
+        step_files.write(out, {})
 
     parts = list(job.benchmark.parts)
     parts[parts.index("benchmarks")] = "results"
@@ -248,5 +249,5 @@ def test_a_long_table_keeps_the_longest_steps():
 
 
 def test_every_cause_but_a_stop_has_advice():
-    causes = {*feedback._SIGNS, *feedback._ENDS, "unknown"}
+    causes = {*summary._SIGNS, *summary._ENDS, "unknown"}
     assert {cause for cause in causes if not advice(cause, "pca")} == {"stopped"}

@@ -20,12 +20,13 @@ from scripts.figures import (
     tsne,
 )
 from scripts.final import annotated
-from scrna import drawing, slots
-from scrna import figures as draw
-from scrna.celltypes import cell_types
-from scrna.colours import MISSING, PALETTE, colours_of
+from scrna.data import step_files
+from scrna.data.graph import STATIONARY
 from scrna.errors import UserError
-from scrna.graphs import STATIONARY
+from scrna.methods.cell_types import cell_types
+from scrna.plots import dataset_figures as draw
+from scrna.plots import style
+from scrna.plots.colours import MISSING, PALETTE, colours_of
 
 pytest_plugins = ["tests.unit.fixtures"]
 
@@ -44,7 +45,7 @@ def quality_inputs(demo):
 
 @pytest.fixture(scope="module", autouse=True)
 def look():
-    with mpl.rc_context(drawing.STYLE):
+    with mpl.rc_context(style.STYLE):
         yield
 
 
@@ -88,8 +89,8 @@ def title(figure):
 
 def test_every_picture_says_how_many(drawn, demo):
     assert list(drawn) == QUALITY + NAMES
-    n_all = len(slots.read(demo["filter"], "obs/keep"))
-    n_kept = slots.read(demo["filter"], "obs/keep").sum()
+    n_all = len(step_files.read(demo["filter"], "obs/keep"))
+    n_kept = step_files.read(demo["filter"], "obs/keep").sum()
     for name, figure in drawn.items():
         n = {"hvg": "genes"}.get(name, f"{n_all if name[:3] == 'qc_' else n_kept:,}")
         assert n in title(figure), name
@@ -112,13 +113,13 @@ def test_violins_have_the_bounds_that_were_applied(drawn, table):
 
 
 def test_kept_and_removed_cells_are_told_apart(drawn, demo):
-    keep = slots.read(demo["filter"], "obs/keep")
+    keep = step_files.read(demo["filter"], "obs/keep")
     genes, mt = drawn["qc_scatter"].axes
     colours = genes.collections[0].get_facecolors()
     blue = np.isclose(colours[:, :3], mpl.colors.to_rgb("#0072b2")).all(axis=1)
     assert (blue.sum(), (~blue).sum()) == (keep.sum(), (~keep).sum())
     drawn_genes = np.sort(genes.collections[0].get_offsets()[blue, 1])
-    wanted = np.log10(1 + slots.read(demo["qc"], "obs/n_genes_by_counts")[keep])
+    wanted = np.log10(1 + step_files.read(demo["qc"], "obs/n_genes_by_counts")[keep])
     np.testing.assert_allclose(drawn_genes, np.sort(wanted))
     assert named(mt) == [f"kept ({keep.sum():,})", f"removed ({(~keep).sum():,})"]
 
@@ -143,10 +144,10 @@ def test_a_filter_without_bounds_is_drawn():
 
 
 def test_genes_lie_at_their_dispersion(drawn, demo):
-    high = slots.read(demo["hvg"], "var/highly_variable")
+    high = step_files.read(demo["hvg"], "var/highly_variable")
     assert title(drawn["hvg"]).startswith(f"{high.sum()} of {len(high)} genes")
     offsets = drawn["hvg"].axes[0].collections[0].get_offsets()
-    known = np.isfinite(slots.read(demo["hvg"], "var/dispersions_norm"))
+    known = np.isfinite(step_files.read(demo["hvg"], "var/dispersions_norm"))
     assert len(offsets) == known.sum()
     assert drawn["hvg"].axes[0].get_ylabel() == "normalised dispersion"
 
@@ -180,10 +181,10 @@ def test_embeddings_stand_side_by_side(drawn, demo, name, slot):
     assert titles[2:6] == ["pca: batch", "harmony: batch", "pca: cell_type", "harmony: cell_type"]
     assert len(panels) == 10
     for ax, rep in zip(panels[:2], demo.reps, strict=True):
-        clusters = slots.read(demo[f"{rep}/leiden"], "obs/leiden")
+        clusters = step_files.read(demo[f"{rep}/leiden"], "obs/leiden")
         assert texts(ax) == list(clusters.categories)
-        xy = slots.read(demo[f"{rep}/{name}"], f"obsm/{slot}")
-        order = drawing.in_random_order(len(xy))
+        xy = step_files.read(demo[f"{rep}/{name}"], f"obsm/{slot}")
+        order = style.in_random_order(len(xy))
         np.testing.assert_allclose(ax.collections[0].get_offsets(), xy[order])
         wanted = np.array(PALETTE)[clusters.codes % 60][order]
         found = [mpl.colors.to_hex(c) for c in ax.collections[0].get_facecolors()]
@@ -202,21 +203,21 @@ def test_shares_of_a_cluster_sum_to_100(drawn, demo):
 
 
 def test_cells_without_a_group_are_grey_and_counted():
-    groups = drawing.as_groups(pd.Series(["b10", None, "b2"], dtype="category"))
+    groups = style.as_groups(pd.Series(["b10", None, "b2"], dtype="category"))
     assert list(groups.categories) == ["b2", "b10"]
     figure = draw.cluster_table({"pca": pd.Categorical(["0", "0", "1"])}, groups, "batch")
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["b2", "b10", "missing"]
-    late = drawing.as_groups(pd.Series(["z", None], dtype="category"))
+    late = style.as_groups(pd.Series(["z", None], dtype="category"))
     figure = draw.cluster_table({"pca": pd.Categorical(["0", "1"])}, late, "batch")
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["z", "missing"]
-    _, ((ax,),) = drawing.panels(1, 1, (2, 2))
-    assert drawing.points_by_group(ax, np.zeros((3, 2)), groups)["missing"] == MISSING
+    _, ((ax,),) = style.panels(1, 1, (2, 2))
+    assert style.points_by_group(ax, np.zeros((3, 2)), groups)["missing"] == MISSING
 
 
 def test_paga_and_pseudotime(drawn, demo):
     paga = [ax for ax in drawn["trajectory"].axes if "PAGA" in ax.get_title(loc="left")]
     for ax, rep in zip(paga, demo.reps, strict=True):
-        links = slots.read(demo[f"{rep}/trajectory"], "uns/paga")["connectivities"].toarray()
+        links = step_files.read(demo[f"{rep}/trajectory"], "uns/paga")["connectivities"].toarray()
         assert len(ax.lines) == (np.triu(links, 1) >= 0.05).sum()
         assert len(ax.collections[1].get_offsets()) == len(links)
     later = [ax for ax in drawn["trajectory"].axes if "pseudotime" in ax.get_title(loc="left")]
@@ -227,14 +228,14 @@ def test_pseudotime_is_drawn_on_the_diffusion_map(drawn, demo):
     found = [ax for ax in drawn["trajectory"].axes if "diffusion" in ax.get_title(loc="left")]
     for ax, rep in zip(found, demo.reps, strict=True):
         path = demo[f"{rep}/trajectory"]
-        evals = slots.read(path, "uns/diffmap_evals")
-        times = slots.read(path, "obs/dpt_pseudotime")
+        evals = step_files.read(path, "uns/diffmap_evals")
+        times = step_files.read(path, "obs/dpt_pseudotime")
         known = np.isfinite(times)
         _, (one, two) = diffusion_map(path)
         assert evals[one] < STATIONARY
-        xy = slots.read(path, "obsm/X_diffmap")[known][:, [one, two]]
+        xy = step_files.read(path, "obsm/X_diffmap")[known][:, [one, two]]
         assert (xy.std(axis=0) > 1e-3).all()
-        order = drawing.in_random_order(known.sum())
+        order = style.in_random_order(known.sum())
         (marks,) = ax.collections
         np.testing.assert_allclose(marks.get_offsets(), xy[order], rtol=1e-6)
         np.testing.assert_allclose(marks.get_array(), times[known][order])
@@ -248,7 +249,7 @@ def test_a_diffusion_map_of_pieces_alone_is_left_out(tmp_path):
         "uns/diffmap_evals": np.array([1, 1, 0.9]),
         "obs/dpt_pseudotime": np.array([0, 0.1, np.nan, 0.2, 1]),
     }
-    slots.write(path, found)
+    step_files.write(path, found)
     own, components = diffusion_map(path)
     assert components.tolist() == [2]
     assert np.isnan(own[:, 0]).tolist() == [False, False, True, False, False]
@@ -268,10 +269,10 @@ def test_named_clusters_are_shown_as_cell_types(demo, clustering, rep):
     titles = [ax.get_title(loc="left") for ax in panels]
     assert titles[2:4] == ["pca: cell_type", "harmony: cell_type"]
     assert titles[6:8] == ["pca: cell_type_source", "harmony: cell_type_source"]
-    clusters = slots.read(demo[f"{rep}/leiden"], "obs/leiden")
+    clusters = step_files.read(demo[f"{rep}/leiden"], "obs/leiden")
     rest = [f"{clustering} {name}" for name in clusters.categories[3:]]
     assert named(panels[3]) == ["B cells", "T $cells$", *rest]
-    order = drawing.in_random_order(len(clusters))
+    order = style.in_random_order(len(clusters))
     colours = panels[2].collections[0].get_facecolors()
     of_b = [mpl.colors.to_hex(colour) == PALETTE[0] for colour in colours]
     assert of_b == np.isin(np.asarray(clusters), ["0", "2"])[order].tolist()
@@ -279,7 +280,7 @@ def test_named_clusters_are_shown_as_cell_types(demo, clustering, rep):
 
 
 def test_cell_types_are_those_of_the_final_object(demo):
-    clusters = slots.read(demo["pca/leiden"], "obs/leiden")
+    clusters = step_files.read(demo["pca/leiden"], "obs/leiden")
     names = {"1": "T cells", "0": "T cells"}
     found = cell_types(clusters, "leiden", names)
     wanted = annotated(pd.DataFrame({"leiden": clusters}), "leiden", names)["cell_type"]
@@ -301,20 +302,20 @@ def test_few_cells_and_constant_values_are_drawn():
     figure.draw_without_rendering()
 
 
-@pytest.mark.parametrize("n", [1000, drawing.MOST_DRAWN + 1])
+@pytest.mark.parametrize("n", [1000, style.MOST_DRAWN + 1])
 def test_points_without_a_value_are_within_the_picture(n):
     xy = np.random.default_rng(0).uniform(-1, 1, (n, 2))
     values = np.where(np.abs(xy).max(axis=1) < 0.4, xy[:, 0], np.nan)
-    _, ((ax,),) = drawing.panels(1, 1, (2, 2))
-    drawing.points_by_value(ax, xy, values, "pseudotime")
+    _, ((ax,),) = style.panels(1, 1, (2, 2))
+    style.points_by_value(ax, xy, values, "pseudotime")
     for limits, column in ((ax.get_xlim(), xy[:, 0]), (ax.get_ylim(), xy[:, 1])):
         assert limits[0] <= column.min()
         assert limits[1] >= column.max()
 
 
 def test_many_groups_are_named_up_to_sixty():
-    _, ((ax,),) = drawing.panels(1, 1, (2, 2))
-    drawing.legend(ax, colours_of([f"b{i}" for i in range(75)]), "batch")
+    _, ((ax,),) = style.panels(1, 1, (2, 2))
+    style.legend(ax, colours_of([f"b{i}" for i in range(75)]), "batch")
     assert named(ax)[-2:] == ["b59", "and 15 more"]
 
 
@@ -328,7 +329,7 @@ def test_long_names_get_room():
     (panel, typed) = figure.axes
     assert typed.get_window_extent().width > 300  # of 400 and what lies beside it
     assert panel.get_window_extent().width > 300
-    assert {len(name) for name in named(typed)} == {drawing.LONGEST}
+    assert {len(name) for name in named(typed)} == {style.LONGEST}
     legend = typed.get_legend().get_window_extent()
     assert (legend.x1, legend.y0) < (figure.bbox.width, figure.bbox.height)
     assert legend.x1 <= figure.bbox.width + 1
@@ -339,20 +340,20 @@ def test_names_of_clusters_do_not_lie_over_each_other():
     places = rng.normal(0, 0.3, (60, 2))
     places[1] = places[0]
     sizes = np.tile([0.18, 0.14], (60, 1))
-    moved = drawing.apart(places, sizes)
+    moved = style.apart(places, sizes)
     missing = sizes[0] - np.abs(moved[:, None] - moved)
     np.fill_diagonal(missing[..., 0], -1)
     assert (missing.min(axis=-1) < 0.03).all()
     assert np.linalg.norm(moved - places, axis=1).max() < 1.5
-    np.testing.assert_array_equal(drawing.apart(10 * places[2:], sizes[2:] / 99), 10 * places[2:])
+    np.testing.assert_array_equal(style.apart(10 * places[2:], sizes[2:] / 99), 10 * places[2:])
 
 
 def test_a_name_that_went_far_has_a_line_to_its_cells():
-    _, ((ax,),) = drawing.panels(1, 1, (3, 3))
+    _, ((ax,),) = style.panels(1, 1, (3, 3))
     xy = np.zeros((30, 2)) + 1e-3 * np.arange(30)[:, None]
     ax.set(xlim=(-1, 1), ylim=(-1, 1))
     groups = pd.Categorical([str(i) for i in range(30)])
-    drawing.label_groups(ax, xy, groups, size=(3, 3))
+    style.label_groups(ax, xy, groups, size=(3, 3))
     assert texts(ax) == list(groups.categories)
     assert sum(line.get_gid() == "leader" for line in ax.lines) > 10
     assert (ax.get_xlim(), ax.get_ylim()) == ((-1, 1), (-1, 1))
@@ -366,9 +367,9 @@ def test_a_name_that_went_far_has_a_line_to_its_cells():
     ],
 )
 def test_ticks_of_counts_are_round_numbers(limits, ticks):
-    figure, ((ax,),) = drawing.panels(1, 1, (3, 3))
-    drawing.log_ticks(ax.xaxis)
-    ax.set_xlim(*drawing.log10p1(limits))
+    figure, ((ax,),) = style.panels(1, 1, (3, 3))
+    style.log_ticks(ax.xaxis)
+    ax.set_xlim(*style.log10p1(limits))
     figure.draw_without_rendering()
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ticks
 
@@ -383,27 +384,27 @@ def test_variance_has_plain_ticks(drawn):
 
 def test_svg_is_for_small_pictures(drawn, tmp_path, monkeypatch):
     clouds = {"qc_scatter", "hvg", "umap", "tsne", "trajectory"}
-    assert {name for name, figure in drawn.items() if drawing.has_cloud(figure)} == clouds
+    assert {name for name, figure in drawn.items() if style.has_cloud(figure)} == clouds
     some = [("filter", drawn["filter"]), ("umap", drawn["umap"])]
     how = {"dpi": 20, "made": {"step": "figures"}}
-    drawing.save_all(tmp_path, some, formats=["png", "svg"], **how)
+    style.save_all(tmp_path, some, formats=["png", "svg"], **how)
     assert {f.name for f in tmp_path.iterdir()} == {"filter.png", "filter.svg", "umap.png"}
     svg = (tmp_path / "filter.svg").read_text()
     assert ">cells removed (a cell may break several bounds)</text>" in svg
     assert '"step": "figures"' in svg.replace("&quot;", '"')
-    monkeypatch.setattr(drawing, "MOST_SVG_BYTES", 100)
-    drawing.save_all(tmp_path, some[:1], formats=["png", "svg"], **how)
+    monkeypatch.setattr(style, "MOST_SVG_BYTES", 100)
+    style.save_all(tmp_path, some[:1], formats=["png", "svg"], **how)
     assert {f.name for f in tmp_path.iterdir()} == {"filter.png", "umap.png"}
 
 
 def test_many_points_are_counted_pixel_by_pixel(monkeypatch):
-    monkeypatch.setattr(drawing, "MOST_DRAWN", 50)
+    monkeypatch.setattr(style, "MOST_DRAWN", 50)
     xy = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
     xy[:30] -= 50
     groups = pd.Categorical(["a"] * 30 + ["b"] * 30)
-    figure, ((left, right),) = drawing.panels(1, 2, (2, 2))
-    drawing.points_by_group(left, xy, groups)
-    drawing.points_by_value(right, xy, np.where(np.arange(60) < 3, np.nan, 1.0), "unit")
+    figure, ((left, right),) = style.panels(1, 2, (2, 2))
+    style.points_by_group(left, xy, groups)
+    style.points_by_value(right, xy, np.where(np.arange(60) < 3, np.nan, 1.0), "unit")
     figure.draw_without_rendering()
     assert not left.collections
     (image,) = left.images
@@ -468,7 +469,7 @@ def test_a_picture_that_cannot_be_drawn_costs_that_picture(demo, tmp_path, caplo
     def fail(*_):
         raise ValueError("no room for 4,000 names")
 
-    monkeypatch.setattr("scrna.figures.qc_scatter", fail)
+    monkeypatch.setattr("scrna.plots.dataset_figures.qc_scatter", fail)
     out, how = tmp_path / "figures", {"dpi": 50, "formats": ["png", "svg"], "batch_key": []}
     quality.qc_figures(*quality_inputs(demo), out, **how)
     assert {f.stem for f in out.glob("*.png")} == {"qc_violins", "filter"}
@@ -478,11 +479,11 @@ def test_a_picture_that_cannot_be_drawn_costs_that_picture(demo, tmp_path, caplo
 
 
 def test_a_picture_that_cannot_be_saved_leaves_no_file(tmp_path):
-    figure, ((ax,),) = drawing.panels(1, 1, (2, 2))
+    figure, ((ax,),) = style.panels(1, 1, (2, 2))
     ax.set_yscale("function", functions=(lambda x: x, lambda x: x[0, 0, 0]))
     ax.yaxis.set_major_formatter(lambda *_: 1 / 0)
     how = {"dpi": 20, "formats": ["png", "svg"], "made": {}}
-    failed = drawing.save_all(tmp_path, [("odd", figure)], **how)
+    failed = style.save_all(tmp_path, [("odd", figure)], **how)
     assert list(failed) == ["odd"]
     assert list(tmp_path.iterdir()) == []
 
@@ -492,5 +493,5 @@ def test_a_full_disk_is_no_matter_of_one_picture(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        drawing.save_folder(tmp_path / "f", [("a", fail)], dpi=20, formats=["png"], made={})
+        style.save_folder(tmp_path / "f", [("a", fail)], dpi=20, formats=["png"], made={})
     assert list(tmp_path.iterdir()) == []

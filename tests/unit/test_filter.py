@@ -8,9 +8,9 @@ import scipy.sparse as sp
 
 from scripts.filter import BOUNDS, cells_per_gene, filter_cells
 from scripts.qc import qc
-from scrna import counts as counts_module
-from scrna import slots
-from scrna.counts import Counts
+from scrna.data import counts as counts_module
+from scrna.data import step_files
+from scrna.data.counts import Counts
 from scrna.errors import UserError
 
 NO_BOUNDS = dict.fromkeys(BOUNDS) | {"min_cells": None, "fewest_cells": 1}
@@ -33,12 +33,12 @@ def run_filter(tmp_path, write_counts, settings):
             columns[f"obs/pct_counts_{family}"] = np.zeros(X.shape[0])
         for family, values in (pct or {}).items():
             columns[f"obs/pct_counts_{family}"] = np.array(values)
-        slots.write(tmp_path / "qc.h5", columns)
+        step_files.write(tmp_path / "qc.h5", columns)
         out, table = tmp_path / "filter.h5", tmp_path / "filter.csv"
         wanted = settings("filter", **NO_BOUNDS | changes)
         filter_cells(store, tmp_path / "qc.h5", out, table, **wanted)
         with open(table) as file:
-            return slots.read_all(out), list(csv.DictReader(file))
+            return step_files.read_all(out), list(csv.DictReader(file))
 
     return run
 
@@ -200,7 +200,7 @@ def test_max_pct_mt_without_such_genes_is_skipped_with_a_warning(run_filter, cap
 
 def test_provenance_has_the_bounds(run_filter, tmp_path):
     run_filter(cells_with([2, 3], [10, 20]), max_genes=7, min_cells=1)
-    record = slots.provenance_of(tmp_path / "filter.h5")
+    record = step_files.provenance_of(tmp_path / "filter.h5")
     expected = NO_BOUNDS | {"max_genes": 7, "min_cells": 1, "missing_mt": "skip"}
     assert record["parameters"] == expected
 
@@ -214,10 +214,10 @@ def test_pbmc3k_keeps_the_cells_of_the_tutorial(tmp_path, real_data, write_count
     qc(store, files[0], **settings("qc"), backend="cpu")
     bounds = settings("filter", min_genes=200, max_genes=2499, max_pct_mt=5)
     filter_cells(store, *files, **bounds)
-    keep = slots.read(files[1], "obs/keep")
+    keep = step_files.read(files[1], "obs/keep")
     assert keep.sum() == 2638
     np.testing.assert_array_equal(keep, adata.obs["scanpy_kept"])
     expected = adata.X[keep].getnnz(axis=0)
-    np.testing.assert_array_equal(slots.read(files[1], "var/n_cells_kept"), expected)
+    np.testing.assert_array_equal(step_files.read(files[1], "var/n_cells_kept"), expected)
     table = pd.read_csv(files[2], index_col="criterion")
     assert table.loc["kept", ["cells", "genes"]].tolist() == [2638, (expected >= 3).sum()]

@@ -16,7 +16,7 @@ from scipy.sparse import csr_matrix
 
 from scripts.final import final, final_name, renamed
 from scripts.matrix import matrix
-from scrna import slots
+from scrna.data import step_files
 from scrna.errors import UserError
 from tests.unit.steps import store, write_pca
 
@@ -62,9 +62,9 @@ def test_counts_are_the_sources(demo, whole):
 
 
 def test_the_filter_is_applied(demo, whole):
-    cells, genes = (slots.read(demo["filter"], f"{slot}/keep") for slot in ("obs", "var"))
+    cells, genes = (step_files.read(demo["filter"], f"{slot}/keep") for slot in ("obs", "var"))
     assert whole.shape == (cells.sum(), genes.sum())
-    totals = slots.read(demo["qc"], "obs/total_counts")[cells]
+    totals = step_files.read(demo["qc"], "obs/total_counts")[cells]
     np.testing.assert_array_equal(whole.obs["total_counts"], totals)
     np.testing.assert_array_equal(
         whole.var["n_cells_kept"], whole.layers["counts"].astype(bool).sum(axis=0).A1
@@ -167,9 +167,9 @@ def test_names_with_integration(whole):
 @pytest.mark.parametrize(("rep", "suffix"), [("harmony", ""), ("pca", "_pca")])
 def test_each_name_holds_its_representation(demo, whole, rep, suffix):
     for name in ("umap", "tsne"):
-        values = slots.read(demo[f"{rep}/{name}"], f"obsm/X_{name}")
+        values = step_files.read(demo[f"{rep}/{name}"], f"obsm/X_{name}")
         np.testing.assert_array_equal(whole.obsm[f"X_{name}{suffix}"], values)
-    labels = slots.read(demo[f"{rep}/leiden"], "obs/leiden")
+    labels = step_files.read(demo[f"{rep}/leiden"], "obs/leiden")
     assert list(whole.obs[f"leiden{suffix}"]) == list(labels)
     sizes = whole.obs[f"leiden{suffix}"].value_counts(sort=False)
     assert list(whole.uns[f"leiden{suffix}_sizes"]) == list(sizes)
@@ -177,7 +177,7 @@ def test_each_name_holds_its_representation(demo, whole, rep, suffix):
     assert whole.uns[f"rank_genes_groups{suffix}"]["params"]["groupby"] == f"leiden{suffix}"
     neighbors = whole.uns[f"neighbors{suffix}"]
     for graph in ("distances", "connectivities"):
-        values = slots.read(demo[f"{rep}/neighbors"], f"obsp/{graph}")
+        values = step_files.read(demo[f"{rep}/neighbors"], f"obsp/{graph}")
         assert (whole.obsp[neighbors[f"{graph}_key"]] != values).nnz == 0
     root = whole.obs_names[int(whole.uns[f"iroot{suffix}"])]
     assert whole.obs.loc[root, f"dpt_pseudotime{suffix}"] == 0
@@ -201,16 +201,16 @@ def test_several_resolutions_and_their_markers():
 def test_a_dataset_may_be_called_as_a_representation(tmp_path, name):
     folder = tmp_path / name
     files = store(folder, np.ones((60, 3)))
-    slots.write(files["normalize"], {"obs/size_factor": np.ones(60)})
-    slots.write(files["qc"], {"obs/total_counts": np.full(60, 3.0)})
+    step_files.write(files["normalize"], {"obs/size_factor": np.ones(60)})
+    step_files.write(files["qc"], {"obs/total_counts": np.full(60, 3.0)})
     write_pca(folder, np.ones((60, 2)))
-    slots.write(files["pca/umap"], {"obsm/X_umap": np.zeros((60, 2))})
+    step_files.write(files["pca/umap"], {"obsm/X_umap": np.zeros((60, 2))})
     steps = [files[step] for step in ("qc", "pca/pca", "pca/umap")]
     found = ad.read_zarr(files.final(steps=steps))
     assert set(found.obsm) == {"X_pca", "X_umap"}
     assert "total_counts" in found.obs
     write_pca(folder, np.ones((60, 2)), "harmony")
-    slots.write(files["harmony/umap"], {"obsm/X_umap": np.ones((60, 2))})
+    step_files.write(files["harmony/umap"], {"obsm/X_umap": np.ones((60, 2))})
     steps += [files[step] for step in ("harmony/harmony", "harmony/umap")]
     found = ad.read_zarr(files.final(steps=steps))
     assert set(found.obsm) == {"X_pca", "X_pca_harmony", "X_umap", "X_umap_pca"}
@@ -221,8 +221,8 @@ def test_a_dataset_may_be_called_as_a_representation(tmp_path, name):
 def test_columns_of_the_source_that_are_replaced_are_told(tmp_path, caplog):
     obs = pd.DataFrame({"total_counts": [7.0] * 60, "mine": ["a"] * 60})
     files = store(tmp_path, np.ones((60, 3)), obs)
-    slots.write(files["normalize"], {"obs/size_factor": np.ones(60)})
-    slots.write(files["qc"], {"obs/total_counts": np.full(60, 3.0)})
+    step_files.write(files["normalize"], {"obs/size_factor": np.ones(60)})
+    step_files.write(files["qc"], {"obs/total_counts": np.full(60, 3.0)})
     found = ad.read_zarr(files.final(steps=[files["qc"], write_pca(tmp_path, np.ones((60, 2)))]))
     assert (found.obs["total_counts"] == 3).all()
     assert (found.obs["mine"] == "a").all()
@@ -240,7 +240,7 @@ def test_the_provenance_of_every_step(demo, whole):
     assert known["leiden"]["parameters"]["resolution"] == 0.6
     assert known["leiden"]["step"] == known["leiden_pca"]["step"] == "leiden"
     assert known["leiden"]["inputs"] != known["leiden_pca"]["inputs"]
-    assert known["leiden"]["inputs"]["neighbors"] == slots.digest_of(demo["harmony/neighbors"])
+    assert known["leiden"]["inputs"]["neighbors"] == step_files.digest_of(demo["harmony/neighbors"])
     assert known["umap"]["versions"]["scanpy"] == version("scanpy")
     assert known["final"]["parameters"] == {"annotations": None}
     assert known["convert"]["n_obs"] == 700
@@ -258,8 +258,8 @@ def test_steps_may_be_missing(demo):
 
 
 def test_nothing_is_left_of_a_failure(demo, tmp_path):
-    slots.write(tmp_path / "pca.h5", {"obsm/X_pca": np.zeros((634, 2))})
-    slots.write(tmp_path / "worse.h5", {"obs/few": np.zeros(3)})
+    step_files.write(tmp_path / "pca.h5", {"obsm/X_pca": np.zeros((634, 2))})
+    step_files.write(tmp_path / "worse.h5", {"obs/few": np.zeros(3)})
     with pytest.raises(ValueError, match="Length of values"):
         final(
             *demo.base, demo.matrix(), [tmp_path / "pca.h5", tmp_path / "worse.h5"],

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from scrna.errors import UserError
-from scrna.folders import check_writable
+from scrna.workflow.folders import check_writable
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ import pytest
 from scipy import sparse
 
 from scripts.h5ad import h5ad
+from scrna.data.csr_writer import CSRWriter
+from scrna.data.store import new_store, write_tables
 from scrna.errors import UserError
-from scrna.store import CSRWriter, new_store, write_tables
 
 pytest_plugins = ["tests.unit.fixtures"]
 

@@ -6,9 +6,10 @@ import pytest
 from sklearn.metrics import silhouette_score
 
 from scripts.harmony import harmony
-from scrna import backend, slots
-from scrna.batches import complete_batches
+from scrna.data import step_files
+from scrna.data.batches import complete_batches
 from scrna.errors import UserError
+from scrna.methods.harmony import run_harmony
 from tests.unit.steps import SEEDED, settings, store, write_pca
 
 pytest_plugins = ["tests.unit.fixtures"]
@@ -31,7 +32,7 @@ def do(tmp_path):
         before, out = write_pca(tmp_path, array), tmp_path / "harmony.h5"
         given = settings("harmony", batch_key=list(batch_key), threads=1, **SEEDED, **own)
         harmony(files.counts, files["filter"], before, out, **given)
-        return slots.read(out, "obsm/X_pca_harmony")
+        return step_files.read(out, "obsm/X_pca_harmony")
 
     return do
 
@@ -85,7 +86,7 @@ def test_the_same_seed_gives_the_same(do):
 def test_threads_change_nothing():
     array, _, batch = shifted()
     one, two = (
-        backend.harmony(
+        run_harmony(
             array, pd.DataFrame({"batch": names(batch)}), theta=[2.0], sigma=0.1, lamb=None,
             max_iter=10, flavor="harmony2", threads=n, **SEEDED,
         )
@@ -99,9 +100,9 @@ def test_as_many_cells_as_components():
     array, _, batch = shifted(n_obs=40, n_comps=39)
     given = dict(sigma=0.1, lamb=None, max_iter=10, flavor="harmony2", threads=1, **SEEDED)
     batches = pd.DataFrame({"batch": names(batch)})
-    wide = backend.harmony(array, batches, theta=[2.0], **given)
+    wide = run_harmony(array, batches, theta=[2.0], **given)
     square = np.column_stack([array, np.zeros(40, np.float32)])
-    found = backend.harmony(square, batches, theta=[2.0], **given)
+    found = run_harmony(square, batches, theta=[2.0], **given)
     np.testing.assert_allclose(found, np.column_stack([wide, np.zeros(40)]), atol=1e-4)
 
 
@@ -133,8 +134,8 @@ def test_two_batch_columns_are_corrected_both(do):
 def test_the_demo_clusters_by_type_after_and_by_batch_before(demo):
     obs = demo.obs()
     islands = (obs["cell_type"] == "type_5").to_numpy()
-    before = slots.read(demo["pca/pca"], "obsm/X_pca")
-    after = slots.read(demo["harmony/harmony"], "obsm/X_pca_harmony")
+    before = step_files.read(demo["pca/pca"], "obsm/X_pca")
+    after = step_files.read(demo["harmony/harmony"], "obsm/X_pca_harmony")
     batch = obs["batch"].astype(str)[islands]
     assert after.shape == before.shape == (len(obs), 50)
     assert silhouette_score(after[islands, :10], batch) < 0.05
@@ -223,7 +224,7 @@ def test_a_batch_that_the_filter_removed_does_not_count(do, tmp_path):
     array, _, batch = shifted()
     files = store(tmp_path, np.ones((300, 1)), pd.DataFrame({"batch": names(batch)}))
     keep = batch == 0
-    slots.write(files["filter"], {"obs/keep": keep, "var/keep": np.ones(1, bool)})
+    step_files.write(files["filter"], {"obs/keep": keep, "var/keep": np.ones(1, bool)})
     before = write_pca(tmp_path, array[keep])
     given = settings("harmony", batch_key=["batch"], threads=1, **SEEDED)
     with pytest.raises(UserError, match=r"has one batch, 'a'"):

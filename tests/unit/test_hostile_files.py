@@ -18,8 +18,8 @@ import pytest
 import scipy.sparse as sp
 
 from scrna.errors import UserError
-from scrna.sources import hdf5, open_source
-from scrna.sources.hdf5 import Column
+from scrna.ingest.formats import hdf5, open_source
+from scrna.ingest.formats.hdf5 import Column
 from tests.unit.source_reading import assert_same, read
 from tests.unit.test_sources_10x import change, counts, write_10x, write_mtx
 
@@ -190,7 +190,8 @@ sys.path.append(sys.argv[1] + "/scripts")
 from pathlib import Path
 from scripts.convert import convert
 from scrna.errors import UserError
-import scrna.sources.h5ad, scrna.sources.mtx, scrna.sources.tenx, anndata.io, pandas
+import anndata.io, pandas
+import scrna.ingest.formats.h5ad, scrna.ingest.formats.mtx, scrna.ingest.formats.tenx
 out = Path(sys.argv[2])
 status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 def memory(name):

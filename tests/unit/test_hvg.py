@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from scripts.hvg import FEWEST_CELLS, hvg, moments
-from scrna import slots
+from scrna.data import step_files
 from scrna.errors import UserError
 
 FLAVORS = ["cell_ranger", "seurat", "seurat_v3", "pearson_residuals"]
@@ -20,7 +20,7 @@ def run_hvg(tmp_path, settings):
         wanted = settings("hvg", flavor=flavor, **{"n_top_genes": 60} | changes)
         files = data.counts, data.filtered, data.normalized
         hvg(*files, tmp_path / "hvg.h5", **wanted, backend="cpu")
-        return slots.read_all(tmp_path / "hvg.h5")
+        return step_files.read_all(tmp_path / "hvg.h5")
 
     return run
 

@@ -18,11 +18,12 @@ from sklearn.metrics import (
 from sklearn.neighbors import NearestNeighbors
 
 import scripts.integration_scores as script
-from scrna import integration_scores, slots
-from scrna.backend import harmony
+from scrna.data import step_files
 from scrna.errors import UserError
-from scrna.integration import agreement, judge
-from scrna.integration_scores import lisi, score, silhouette, surroundings
+from scrna.methods import integration_scores
+from scrna.methods.harmony import run_harmony
+from scrna.methods.integration_scores import lisi, score, silhouette, surroundings
+from scrna.methods.integration_verdict import agreement, judge
 from tests.unit.steps import blobs, integrated, store, write_pca
 
 pytest_plugins = ["tests.unit.fixtures"]
@@ -235,7 +236,7 @@ def test_batches_between_the_extremes_are_partly_mixed():
 
 def test_nothing_gets_worse_without_a_batch_effect():
     batches = pd.DataFrame({"batch": pd.Categorical.from_codes(BATCH, list("abc"))})
-    after = harmony(
+    after = run_harmony(
         POINTS, batches, theta=[2.0], sigma=0.1, lamb=None, max_iter=10, flavor="harmony2",
         backend="cpu", seed=0, threads=1,
     )  # fmt: skip
@@ -291,7 +292,7 @@ def made(tmp_path):
         for rep, points in (("pca", apart()), ("harmony", POINTS)):
             write_pca(tmp_path, points, rep)
             clusters = pd.Categorical(KIND.astype(str))
-            slots.write(done[f"{rep}/leiden"], {"obs/leiden": clusters})
+            step_files.write(done[f"{rep}/leiden"], {"obs/leiden": clusters})
         return done
 
     return make
@@ -299,7 +300,7 @@ def made(tmp_path):
 
 def test_the_demo_is_better_after_harmony(demo):
     path = integrated(demo, label_key="cell_type")
-    found = slots.read(path, "uns/integration")
+    found = step_files.read(path, "uns/integration")
     assert (found["batch_key"], found["label_key"]) == ("batch", "cell_type")
     assert found["n_cells"] == len(demo.obs())
     assert found["mixing"] == "mixed"
@@ -311,7 +312,7 @@ def test_the_demo_is_better_after_harmony(demo):
         for name, value in found[rep].items():
             assert table.loc[rep, name] == pytest.approx(value, rel=1e-5)
     obs = demo.obs()
-    clusters = np.asarray(slots.read(demo["harmony/leiden"], "obs/leiden"))
+    clusters = np.asarray(step_files.read(demo["harmony/leiden"], "obs/leiden"))
     numbers = [pd.factorize(values)[0] for values in (clusters, obs["cell_type"])]
     assert found["harmony"]["ari"] == pytest.approx(agreement(*numbers)["ari"])
 
@@ -328,7 +329,7 @@ def test_the_result_has_it(demo):
 def test_without_a_label(made, caplog):
     caplog.set_level("INFO", "scrna")
     path = integrated(made({"batch": BATCH}), n_cells=20000)
-    found = slots.read(path, "uns/integration")
+    found = step_files.read(path, "uns/integration")
     assert "label_key" not in found
     assert (found["mixing"], found["biology"], found["overall"]) == ("mixed", "unknown", "better")
     assert pd.read_csv(path.with_suffix(".csv"))["ari"].isna().all()
@@ -339,10 +340,10 @@ def test_without_a_label(made, caplog):
 def test_a_sample_is_drawn_and_said(made, caplog):
     caplog.set_level("INFO", "scrna")
     done = made({"batch": BATCH, "kind": KIND})
-    first = slots.read(integrated(done, label_key="kind", n_cells=200), "uns/integration")
+    first = step_files.read(integrated(done, label_key="kind", n_cells=200), "uns/integration")
     assert first["n_cells"] == 200
     assert "scored on 200 of 600 cells" in caplog.text
-    again = slots.read(integrated(done, label_key="kind", n_cells=200), "uns/integration")
+    again = step_files.read(integrated(done, label_key="kind", n_cells=200), "uns/integration")
     assert again["harmony"] == first["harmony"]
     chosen = script.sample(N, 200, 0)
     assert len(set(chosen)) == 200
@@ -355,7 +356,7 @@ def test_a_sample_is_drawn_and_said(made, caplog):
 def test_missing_labels_and_batches(made, caplog):
     labels = pd.Series(KIND).astype(float).where(np.arange(N) >= 50)
     batch = pd.Series(list("abc"))[BATCH].reset_index(drop=True).where(BATCH != 1)
-    found = slots.read(integrated(made({"batch": batch, "kind": labels}), label_key="kind"),
+    found = step_files.read(integrated(made({"batch": batch, "kind": labels}), label_key="kind"),
                        "uns/integration")  # fmt: skip
     expected = score(POINTS, BATCH, np.where(np.arange(N) >= 50, KIND, -1))
     assert found["harmony"]["ilisi"] == pytest.approx(expected["ilisi"])
@@ -365,7 +366,7 @@ def test_missing_labels_and_batches(made, caplog):
 
 def test_labels_that_no_cell_has(made, caplog):
     obs = {"batch": BATCH, "kind": np.full(N, np.nan)}
-    found = slots.read(integrated(made(obs), label_key="kind"), "uns/integration")
+    found = step_files.read(integrated(made(obs), label_key="kind"), "uns/integration")
     assert "no kept cell has a kind" in caplog.text
     assert (found["mixing"], found["biology"]) == ("mixed", "unknown")
 
@@ -375,7 +376,9 @@ def test_labels_that_mean_none_are_left_out(made):
     unknown = rng().random(N) < 0.3
     given = {"label_key": "kind", "label_missing": ["unknown"]}
     scores = [
-        slots.read(integrated(made({"batch": BATCH, "kind": labels}), **own), "uns/integration")
+        step_files.read(
+            integrated(made({"batch": BATCH, "kind": labels}), **own), "uns/integration"
+        )
         for labels, own in (
             (np.where(unknown, None, KIND.astype(str)), {"label_key": "kind"}),
             (np.where(unknown, "Unknown", KIND.astype(str)), given),
@@ -391,21 +394,21 @@ def test_labels_that_mean_none_are_left_out(made):
 def test_of_several_batch_columns_the_first_is_scored(made, caplog):
     caplog.set_level("INFO", "scrna")
     done = made({"plate": rng().permutation(BATCH), "batch": BATCH})
-    found = slots.read(integrated(done, batch_key=["batch", "plate"]), "uns/integration")
+    found = step_files.read(integrated(done, batch_key=["batch", "plate"]), "uns/integration")
     assert found["batch_key"] == "batch"
     assert found["pca"]["same_batch"] == 1
     assert "of batch, plate the first is scored" in caplog.text
 
 
 def test_a_single_batch_is_told(made):
-    found = slots.read(integrated(made({"batch": ["a"] * N})), "uns/integration")
+    found = step_files.read(integrated(made({"batch": ["a"] * N})), "uns/integration")
     assert found["overall"] == "unknown"
     assert "batch has one batch" in found["verdict"]
 
 
 def test_the_first_components_are_used(made):
     done = made({"batch": BATCH})
-    found = slots.read(integrated(done, n_pcs=4), "uns/integration")
+    found = step_files.read(integrated(done, n_pcs=4), "uns/integration")
     expected = score(POINTS[:, :4], BATCH)
     assert found["harmony"]["silhouette_batch"] == pytest.approx(expected["silhouette_batch"])
 
@@ -419,7 +422,7 @@ def test_a_representation_of_other_cells_is_refused(made):
 
 def test_clusters_of_other_cells_than_the_scores_are_refused(made):
     done = made({"batch": BATCH})
-    slots.write(done["pca/leiden"], {"obs/leiden": pd.Categorical(["0"] * 100)})
+    step_files.write(done["pca/leiden"], {"obs/leiden": pd.Categorical(["0"] * 100)})
     with pytest.raises(UserError, match=r"leiden\.h5 has 100 cells, .*integration_scores\.h5 600"):
         integrated(done)
 
@@ -441,7 +444,7 @@ def test_the_verdict_imports_what_it_needs_alone(made):
     done_ = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done_.stdout.strip() == "set()"
     again, first = (
-        slots.read(done.folder / f, "uns/integration") for f in ("again.h5", "integration.h5")
+        step_files.read(done.folder / f, "uns/integration") for f in ("again.h5", "integration.h5")
     )
     assert again == first
 
@@ -450,8 +453,9 @@ def test_the_process_imports_neither_scanpy_nor_rapids():
     scripts = Path(script.__file__).parent
     code = (
         f"import sys; sys.path.append({str(scripts)!r}); import numpy as np; "
-        "from scrna.integration import agreement; from scrna.integration_scores import score; "
-        "import scrna.counts, scrna.slots; "
+        "from scrna.methods.integration_verdict import agreement; "
+        "from scrna.methods.integration_scores import score; "
+        "import scrna.data.counts, scrna.data.step_files; "
         "x = np.random.default_rng(0).normal(size=(50, 3)); g = np.arange(50) % 2; "
         "score(x, g, g); agreement(g, g); import anndata; "
         "print({'scanpy', 'rapids_singlecell', 'cupy', 'torch', 'jax'} & {*sys.modules})"

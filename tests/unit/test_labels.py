@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scrna.config import complete
-from scrna.labels import numbered_labels
+from scrna.config.settings import complete
+from scrna.data.labels import numbered_labels
 
 
 def defaults():

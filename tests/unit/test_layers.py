@@ -26,18 +26,15 @@ def test_the_reader_sees_late_imports_and_those_for_types(tmp_path):
     assert found == {"scrna.two", "scrna.three", "scrna.four"}
 
 
-@pytest.mark.xfail(reason="the code is still one flat folder", strict=True)
 def test_every_module_lies_in_a_layer(graph):
     assert [name for name in graph if layers.layer_of(name) not in ORDER] == []
     assert {layers.layer_of(name) for name in graph} == set(ORDER)
 
 
-@pytest.mark.xfail(reason="the code is still one flat folder", strict=True)
 def test_no_module_imports_in_a_circle(graph):
     assert [sorted(c) for c in nx.strongly_connected_components(graph) if len(c) > 1] == []
 
 
-@pytest.mark.xfail(reason="the code is still one flat folder", strict=True)
 def test_imports_run_downwards(graph):
     def height(name):
         layer = layers.layer_of(name)

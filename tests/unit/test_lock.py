@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from scrna import lock as lock_module
 from scrna.errors import UserError
-from scrna.lock import Lock, directory_lock, gpu_lock
+from scrna.resources import locks as lock_module
+from scrna.resources.locks import Lock, directory_lock, gpu_lock
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 HEAD = f"""
@@ -25,7 +25,7 @@ import logging, os, subprocess, sys, time
 sys.path.append({str(SCRIPTS)!r})
 logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(message)s")
 sys.stdout.reconfigure(line_buffering=True)
-from scrna.lock import directory_lock, gpu_lock
+from scrna.resources.locks import directory_lock, gpu_lock
 """
 HOLD = 'lock = gpu_lock("umap pbmc3k/pca")\nprint("held")\nsys.stdin.read()'
 
@@ -272,7 +272,7 @@ def test_second_run_in_a_directory_is_refused(start, tmp_path):
     first.kill()
     first.wait()
     lock = directory_lock(tmp_path)
-    assert lock.path == tmp_path / ".snakemake/scrna.lock"
+    assert lock.path == tmp_path / ".snakemake/scrna.resources.locks"
     lock.release()
 
 
@@ -287,5 +287,5 @@ def test_directory_without_locks(tmp_path, monkeypatch, said):
 
 def test_directory_that_cannot_be_written(tmp_path):
     (tmp_path / ".snakemake").write_text("in the way")
-    with pytest.raises(UserError, match=r"scrna.lock cannot be written: "):
+    with pytest.raises(UserError, match=r"scrna.resources.locks cannot be written: "):
         directory_lock(tmp_path)

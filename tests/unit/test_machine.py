@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
-from scrna import host, machine
 from scrna.errors import UserError
+from scrna.resources import gpu_memory, gpus, host_memory
 
 GIB = 2**30
 
@@ -104,13 +104,13 @@ def cgroup_v2(folder, limit, used=0, inactive_file=0):
 
 def test_gpus_are_described(driver):
     driver.devices = [device(0), GB10]
-    h200, gb10 = machine.gpus()
-    assert h200 == machine.Gpu(
+    h200, gb10 = gpus.visible_gpus()
+    assert h200 == gpus.Gpu(
         index=0, uuid="GPU-0a0b-c0de", name="NVIDIA H200", compute_capability=(9, 0),
         memory_total=140 * GIB, unified=False, driver="580.95.05",
     )  # fmt: skip
     assert (gb10.memory_total, gb10.unified, gb10.compute_capability) == (None, True, (12, 1))
-    assert machine.gpu_problem() is None
+    assert gpus.gpu_problem() is None
 
 
 @pytest.mark.parametrize(
@@ -133,16 +133,16 @@ def test_gpus_are_described(driver):
 def test_cuda_visible_devices_is_read_as_cuda_does(driver, monkeypatch, asked, expected):
     driver.devices = [device(0), device(1), device(2)]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", asked)
-    assert [gpu.index for gpu in machine.gpus()] == expected
+    assert [gpu.index for gpu in gpus.visible_gpus()] == expected
     if not expected:
-        assert machine.gpu_problem() == f"CUDA_VISIBLE_DEVICES={asked!r} hides every GPU"
+        assert gpus.gpu_problem() == f"CUDA_VISIBLE_DEVICES={asked!r} hides every GPU"
 
 
 def test_gpus_of_others_are_not_counted(driver, monkeypatch):
     driver.devices = [device(0), device(1), device(2)]
     driver.devices[0].allowed = False
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert [gpu.index for gpu in machine.gpus()] == [2]
+    assert [gpu.index for gpu in gpus.visible_gpus()] == [2]
 
 
 def test_mig_instance_has_its_own_memory(driver, monkeypatch):
@@ -151,23 +151,23 @@ def test_mig_instance_has_its_own_memory(driver, monkeypatch):
     instance.uuid, instance.parent, instance.capability = "MIG-77", driver.devices[1], None
     driver.mig = {"MIG-77": instance}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-77")
-    (gpu,) = machine.gpus()
+    (gpu,) = gpus.visible_gpus()
     assert (gpu.index, gpu.compute_capability, gpu.memory_total) == (1, (9, 0), 16 * GIB)
-    assert machine.available_memory(gpu) == machine.Memory(16 * GIB, 15 * GIB, "NVML")
+    assert gpu_memory.available_memory(gpu) == gpus.Memory(16 * GIB, 15 * GIB, "NVML")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-78")
-    assert machine.gpus() == []
+    assert gpus.visible_gpus() == []
 
 
 def test_problems_are_named(driver, monkeypatch):
-    assert "finds no GPU" in machine.gpu_problem()
+    assert "finds no GPU" in gpus.gpu_problem()
     driver.devices = [device(0, name="Tesla P100", capability=(6, 0)), device(1)]
-    assert machine.gpu_problem() == (
+    assert gpus.gpu_problem() == (
         "GPU 0 (Tesla P100) has compute capability 6.0, RAPIDS needs 7.5 or newer"
     )
     driver.devices = [device(0, capability=(7, 5))]
-    assert machine.gpu_problem() is None
+    assert gpus.gpu_problem() is None
     driver.cuda = 12040
-    assert machine.gpu_problem() == (
+    assert gpus.gpu_problem() == (
         "the NVIDIA driver 580.95.05 goes up to CUDA 12.4, RAPIDS needs a driver for CUDA 13"
     )
 
@@ -186,9 +186,9 @@ def test_driver_that_does_not_start(monkeypatch, code, problem):
 
     monkeypatch.setattr(pynvml, "nvmlInit", init)
     monkeypatch.setattr(pynvml, "nvmlErrorString", lambda code: "Driver Not Loaded", raising=False)
-    assert machine.gpus() == []
+    assert gpus.visible_gpus() == []
     with pytest.raises(UserError, match=problem):
-        machine.resolve_backend("gpu")
+        gpus.resolve_backend("gpu")
 
 
 def test_gpu_lost_while_asked(driver, monkeypatch):
@@ -197,38 +197,38 @@ def test_gpu_lost_while_asked(driver, monkeypatch):
 
     driver.devices = [device(0)]
     monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lost)
-    assert machine.gpus() == []
-    assert "does not answer" in machine.gpu_problem()
+    assert gpus.visible_gpus() == []
+    assert "does not answer" in gpus.gpu_problem()
 
 
 def test_without_nvidia_ml_py(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert machine.gpus() == []
-    assert "nvidia-ml-py" in machine.gpu_problem()
-    assert machine.resolve_backend("auto")[0] == "cpu"
+    assert gpus.visible_gpus() == []
+    assert "nvidia-ml-py" in gpus.gpu_problem()
+    assert gpus.resolve_backend("auto")[0] == "cpu"
 
 
 def test_backend_gpu(driver, rapids, tmp_path, monkeypatch):
     driver.devices = [device(0)]
     expected = ("gpu", "backend: gpu (NVIDIA H200, memory 140.0 GiB)")
-    assert machine.resolve_backend("auto") == machine.resolve_backend("gpu") == expected
+    assert gpus.resolve_backend("auto") == gpus.resolve_backend("gpu") == expected
     driver.devices = [GB10]
     fake = proc(tmp_path, total=int(121.7 * GIB))
-    monkeypatch.setattr(machine, "meminfo", lambda: host.meminfo(fake))
+    monkeypatch.setattr(gpus, "meminfo", lambda: host_memory.meminfo(fake))
     expected = ("gpu", "backend: gpu (NVIDIA GB10, unified memory 121.7 GiB)")
-    assert machine.resolve_backend("auto") == expected
+    assert gpus.resolve_backend("auto") == expected
 
 
 def test_backend_cpu(driver, rapids):
     driver.devices = [device(0)]
-    assert machine.resolve_backend("cpu") == ("cpu", "backend: cpu (as the config asks)")
+    assert gpus.resolve_backend("cpu") == ("cpu", "backend: cpu (as the config asks)")
     rapids.installed = False
-    assert machine.resolve_backend("auto") == (
+    assert gpus.resolve_backend("auto") == (
         "cpu",
         "backend: cpu (rapids-singlecell is not installed for the NVIDIA H200)",
     )
     rapids.installed, driver.devices = True, []
-    backend, reason = machine.resolve_backend("auto")
+    backend, reason = gpus.resolve_backend("auto")
     assert backend == "cpu"
     assert "finds no GPU" in reason
 
@@ -237,30 +237,30 @@ def test_backend_gpu_that_cannot_be_had(driver, rapids, monkeypatch):
     driver.devices = [device(0)]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(UserError, match=r"CUDA_VISIBLE_DEVICES='' hides.*or set backend: cpu"):
-        machine.resolve_backend("gpu")
+        gpus.resolve_backend("gpu")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     rapids.installed = False
     with pytest.raises(UserError, match=r"rapids-singlecell is not installed.*`make`.*: cpu"):
-        machine.resolve_backend("gpu")
+        gpus.resolve_backend("gpu")
     with pytest.raises(UserError, match="'cuda' is unknown; choose auto, gpu or cpu"):
-        machine.resolve_backend("cuda")
+        gpus.resolve_backend("cuda")
 
 
 def test_memory_of_a_gpu(driver, tmp_path):
     driver.devices = [device(0), GB10]
-    h200, gb10 = machine.gpus()
-    assert machine.available_memory(h200) == machine.Memory(140 * GIB, 100 * GIB, "NVML")
+    h200, gb10 = gpus.visible_gpus()
+    assert gpu_memory.available_memory(h200) == gpus.Memory(140 * GIB, 100 * GIB, "NVML")
     fake = proc(tmp_path, total=121 * GIB, available=90 * GIB)
-    expected = machine.Memory(121 * GIB, 90 * GIB, "/proc/meminfo")
-    assert machine.available_memory(gb10, proc=fake) == expected
+    expected = gpus.Memory(121 * GIB, 90 * GIB, "/proc/meminfo")
+    assert gpu_memory.available_memory(gb10, proc=fake) == expected
 
 
 @pytest.mark.parametrize("cgroup", [None, "", "0::/\n", "0::/user.slice/a.scope\n"])
 def test_host_memory_without_limit(tmp_path, cgroup):
     fake = proc(tmp_path / "proc", cgroup=cgroup)
     cgroup_v2(tmp_path / "cg/user.slice/a.scope", "max", used=50 * GIB)
-    expected = machine.Memory(128 * GIB, 100 * GIB, "/proc/meminfo")
-    assert machine.host_memory(proc=fake, cgroups=tmp_path / "cg") == expected
+    expected = gpus.Memory(128 * GIB, 100 * GIB, "/proc/meminfo")
+    assert gpus.host_memory(proc=fake, cgroups=tmp_path / "cg") == expected
 
 
 def test_host_memory_under_cgroup_v2(tmp_path):
@@ -269,19 +269,19 @@ def test_host_memory_under_cgroup_v2(tmp_path):
     cgroup_v2(top / "slurm/job_7/step_0", "max", used=10 * GIB)
     cgroup_v2(top / "slurm/job_7", 16 * GIB, used=10 * GIB, inactive_file=4 * GIB)
     cgroup_v2(top / "slurm", 64 * GIB, used=20 * GIB)
-    found = machine.host_memory(proc=fake, cgroups=top)
-    assert found == machine.Memory(16 * GIB, 10 * GIB, str(top / "slurm/job_7"))
+    found = gpus.host_memory(proc=fake, cgroups=top)
+    assert found == gpus.Memory(16 * GIB, 10 * GIB, str(top / "slurm/job_7"))
     # The group above has less left, though its limit is wider.
     cgroup_v2(top / "slurm", 64 * GIB, used=61 * GIB)
-    found = machine.host_memory(proc=fake, cgroups=top)
-    assert found == machine.Memory(16 * GIB, 3 * GIB, str(top / "slurm"))
+    found = gpus.host_memory(proc=fake, cgroups=top)
+    assert found == gpus.Memory(16 * GIB, 3 * GIB, str(top / "slurm"))
 
 
 def test_host_memory_in_a_container_that_sees_the_hosts_path(tmp_path):
     fake = proc(tmp_path / "proc", cgroup="0::/docker/0123abcd\n")
     cgroup_v2(tmp_path / "cg", 8 * GIB, used=9 * GIB, inactive_file=0)
-    found = machine.host_memory(proc=fake, cgroups=tmp_path / "cg")
-    assert found == machine.Memory(8 * GIB, 0, str(tmp_path / "cg"))
+    found = gpus.host_memory(proc=fake, cgroups=tmp_path / "cg")
+    assert found == gpus.Memory(8 * GIB, 0, str(tmp_path / "cg"))
 
 
 def test_host_memory_under_cgroup_v1(tmp_path):
@@ -297,18 +297,18 @@ def test_host_memory_under_cgroup_v1(tmp_path):
     (unlimited / "memory.limit_in_bytes").write_text("9223372036854771712")
     (unlimited / "memory.usage_in_bytes").write_text(str(127 * GIB))
     (unlimited / "memory.stat").write_text("total_inactive_file 0\n")
-    found = machine.host_memory(proc=fake, cgroups=tmp_path / "cg")
-    assert found == machine.Memory(32 * GIB, 17 * GIB, str(folder))
+    found = gpus.host_memory(proc=fake, cgroups=tmp_path / "cg")
+    assert found == gpus.Memory(32 * GIB, 17 * GIB, str(folder))
 
 
 def test_host_memory_never_exceeds_what_the_machine_has_left(tmp_path):
     fake = proc(tmp_path / "proc", available=2 * GIB, cgroup="0::/box\n")
     cgroup_v2(tmp_path / "cg/box", 16 * GIB, used=1 * GIB)
-    assert machine.host_memory(proc=fake, cgroups=tmp_path / "cg").available == 2 * GIB
+    assert gpus.host_memory(proc=fake, cgroups=tmp_path / "cg").available == 2 * GIB
 
 
 def test_host_memory_of_this_machine():
-    found = machine.host_memory()
+    found = gpus.host_memory()
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < found.available <= found.total <= physical
 
@@ -318,37 +318,37 @@ def test_host_memory_of_this_machine():
 
 def test_the_limit_of_the_config_caps_a_gpu(driver):
     driver.devices = [device(0, free=30 * GIB)]
-    (gpu,) = machine.gpus()
-    found = machine.available_memory(gpu, limit=40 * GIB)
-    assert found == machine.Memory(40 * GIB, 30 * GIB, "gpu.limit_gb, NVML")
-    found = machine.available_memory(gpu, limit=20 * GIB)
-    assert found == machine.Memory(20 * GIB, 20 * GIB, "gpu.limit_gb, NVML")
-    assert machine.available_memory(gpu, limit=200 * GIB).total == 140 * GIB
+    (gpu,) = gpus.visible_gpus()
+    found = gpu_memory.available_memory(gpu, limit=40 * GIB)
+    assert found == gpus.Memory(40 * GIB, 30 * GIB, "gpu.limit_gb, NVML")
+    found = gpu_memory.available_memory(gpu, limit=20 * GIB)
+    assert found == gpus.Memory(20 * GIB, 20 * GIB, "gpu.limit_gb, NVML")
+    assert gpu_memory.available_memory(gpu, limit=200 * GIB).total == 140 * GIB
 
 
 def test_unified_memory_ends_at_a_cgroups_limit(driver, tmp_path):
     driver.devices = [GB10]
-    (gpu,) = machine.gpus()
+    (gpu,) = gpus.visible_gpus()
     fake = proc(tmp_path / "proc", cgroup="0::/box\n")
     top = tmp_path / "cg"
     cgroup_v2(top / "box", 64 * GIB, used=10 * GIB, inactive_file=2 * GIB)
-    expected = machine.Memory(64 * GIB, 56 * GIB, str(top / "box"))
-    assert machine.available_memory(gpu, proc=fake, cgroups=top) == expected
-    assert machine.available_memory(None, proc=fake, cgroups=top) == expected
+    expected = gpus.Memory(64 * GIB, 56 * GIB, str(top / "box"))
+    assert gpu_memory.available_memory(gpu, proc=fake, cgroups=top) == expected
+    assert gpu_memory.available_memory(None, proc=fake, cgroups=top) == expected
 
 
 def test_memory_that_decides_what_is_run(driver, tmp_path, monkeypatch):
-    assert machine.gpu_memory() is None
+    assert gpus.gpu_memory() is None
     driver.devices = [device(0), GB10]
-    assert machine.gpu_memory() == 140 * GIB
+    assert gpus.gpu_memory() == 140 * GIB
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     fake = proc(tmp_path, total=121 * GIB)
-    monkeypatch.setattr(machine, "meminfo", lambda: host.meminfo(fake))
-    assert machine.gpu_memory() == 121 * GIB
+    monkeypatch.setattr(gpus, "meminfo", lambda: host_memory.meminfo(fake))
+    assert gpus.gpu_memory() == 121 * GIB
 
 
-H200 = machine.Gpu(0, "GPU-0", "NVIDIA H200", (9, 0), 140 * GIB, False, "580")
-SPARK = machine.Gpu(0, "GPU-1", "NVIDIA GB10", (12, 1), None, True, "580")
+H200 = gpus.Gpu(0, "GPU-0", "NVIDIA H200", (9, 0), 140 * GIB, False, "580")
+SPARK = gpus.Gpu(0, "GPU-1", "NVIDIA GB10", (12, 1), None, True, "580")
 
 
 @pytest.fixture
@@ -362,14 +362,14 @@ def wait(caplog):
         def read():
             reads.append(now[0])
             there = free[min(int(now[0]), len(free) - 1)]
-            return machine.Memory(140 * GIB, there * GIB, source)
+            return gpus.Memory(140 * GIB, there * GIB, source)
 
         def sleep(seconds):
             assert 0 < seconds <= 1
             now[0] += seconds
 
         with caplog.at_level("INFO", logger="scrna"):
-            machine.wait_for_memory(
+            gpu_memory.wait_for_memory(
                 gpu, needed * GIB, wait_s, read=read, clock=lambda: now[0], sleep=sleep, **more
             )
         return now[0]
@@ -427,15 +427,15 @@ def test_what_the_process_holds_itself_counts_as_free(wait):
 
 def test_waiting_asks_nvml_by_itself(driver):
     driver.devices = [device(0, free=30 * GIB)]
-    (gpu,) = machine.gpus()
-    machine.wait_for_memory(gpu, 30 * GIB, 0)
+    (gpu,) = gpus.visible_gpus()
+    gpu_memory.wait_for_memory(gpu, 30 * GIB, 0)
     with pytest.raises(UserError, match=r"30\.0 GiB of 140\.0 GiB are free \(NVML\) after 0 s"):
-        machine.wait_for_memory(gpu, 31 * GIB, 0)
+        gpu_memory.wait_for_memory(gpu, 31 * GIB, 0)
 
 
 def test_pool_of_this_process(monkeypatch):
     monkeypatch.delitem(sys.modules, "rmm", raising=False)
-    assert machine.pool_held() == 0
+    assert gpu_memory.pool_held() == 0
     cuda = SimpleNamespace()
     pool = SimpleNamespace(pool_size=lambda: 10 * GIB, get_upstream=lambda: cuda)
     state = SimpleNamespace(resource=SimpleNamespace(get_upstream=lambda: pool), used=4 * GIB)
@@ -446,15 +446,15 @@ def test_pool_of_this_process(monkeypatch):
     rmm = SimpleNamespace(mr=mr, statistics=statistics)
     for name, module in {"rmm": rmm, "rmm.mr": mr, "rmm.statistics": statistics}.items():
         monkeypatch.setitem(sys.modules, name, module)
-    assert machine.pool_held() == 6 * GIB
+    assert gpu_memory.pool_held() == 6 * GIB
     state.used = None  # not counted
-    assert machine.pool_held() == 0
+    assert gpu_memory.pool_held() == 0
     state.resource, state.used = cuda, 4 * GIB  # plain allocations are given back
-    assert machine.pool_held() == 0
+    assert gpu_memory.pool_held() == 0
     state.resource = pool
-    assert machine.pool_held() == 6 * GIB
+    assert gpu_memory.pool_held() == 6 * GIB
     del pool.pool_size  # an RMM that names it otherwise
-    assert machine.pool_held() == 0
+    assert gpu_memory.pool_held() == 0
 
 
 def until(condition):
@@ -467,8 +467,8 @@ def until(condition):
 
 def test_peak_of_a_gpu(driver):
     driver.devices = [device(0, free=100 * GIB)]
-    (gpu,) = machine.gpus()
-    with machine.MemoryPeak(gpu, interval=0.001) as peak:
+    (gpu,) = gpus.visible_gpus()
+    with gpu_memory.MemoryPeak(gpu, interval=0.001) as peak:
         assert driver.sessions == 1
         assert (peak.start_bytes, peak.peak_bytes) == (40 * GIB, 40 * GIB)
         driver.devices[0].memory.free = 60 * GIB
@@ -482,7 +482,7 @@ def test_peak_of_a_gpu(driver):
 @pytest.mark.parametrize("gpu", [SPARK, None])
 def test_peak_of_unified_memory(tmp_path, gpu):
     fake = proc(tmp_path, total=120 * GIB, available=100 * GIB)
-    with machine.MemoryPeak(gpu, interval=0.001, proc=fake) as peak:
+    with gpu_memory.MemoryPeak(gpu, interval=0.001, proc=fake) as peak:
         other = proc(tmp_path / "later", total=120 * GIB, available=50 * GIB) / "meminfo"
         os.replace(other, fake / "meminfo")
         until(lambda: peak.peak_bytes == 70 * GIB)
@@ -491,19 +491,19 @@ def test_peak_of_unified_memory(tmp_path, gpu):
 
 def test_peak_outlives_a_driver_that_stops_and_an_error(driver, monkeypatch):
     driver.devices = [device(0, free=100 * GIB)]
-    (gpu,) = machine.gpus()
+    (gpu,) = gpus.visible_gpus()
 
     def lost(handle):
         raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
 
-    peak = machine.MemoryPeak(gpu, interval=0.001)
+    peak = gpu_memory.MemoryPeak(gpu, interval=0.001)
     with suppress(KeyError), peak:
         monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", lost)
         until(lambda: "memory-peak" not in [thread.name for thread in threading.enumerate()])
         raise KeyError
     assert peak.peak_bytes == 40 * GIB
     assert driver.sessions == 0
-    with pytest.raises(pynvml.NVMLError), machine.MemoryPeak(gpu):
+    with pytest.raises(pynvml.NVMLError), gpu_memory.MemoryPeak(gpu):
         pass
 
 
@@ -511,10 +511,10 @@ def test_light_to_import():
     """A process that needs only tables pays for none of the field's libraries."""
     code = (
         "import json, sys; sys.path.append(sys.argv[1])\n"
-        "import scrna.machine, scrna.lock, scrna.watch\n"
+        "import scrna.resources.gpus, scrna.resources.locks, scrna.processes\n"
         "print(json.dumps([name.split('.')[0] for name in sys.modules]))"
     )
-    scripts = os.path.dirname(os.path.dirname(machine.__file__))
+    scripts = os.path.dirname(os.path.dirname(gpus.__file__))
     listed = subprocess.run(
         [sys.executable, "-S", "-c", code, scripts], capture_output=True, check=True
     )
@@ -531,17 +531,17 @@ def test_agrees_with_nvidia_smi(monkeypatch):
     )
     found = [
         ", ".join([str(g.index), g.uuid, g.name, "{}.{}".format(*g.compute_capability), g.driver])
-        for g in machine.gpus()
+        for g in gpus.visible_gpus()
     ]
     assert found == smi.stdout.splitlines()
-    memory = machine.available_memory(machine.gpus()[0])
+    memory = gpu_memory.available_memory(gpus.visible_gpus()[0])
     assert 0 < memory.available <= memory.total
 
 
 @pytest.mark.parametrize(("gpu", "expected"), [(H200, "pool"), (SPARK, "async")])
 def test_memory_is_pooled_where_it_is_the_gpus_own(monkeypatch, gpu, expected):
-    from scrna import backend
+    from scrna.resources import gpu_pool
 
-    monkeypatch.setattr(machine, "gpus", lambda: [gpu])
-    assert backend.memory_kind("auto") == expected
-    assert backend.memory_kind("managed") == "managed"
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: [gpu])
+    assert gpu_pool.memory_kind("auto") == expected
+    assert gpu_pool.memory_kind("managed") == "managed"

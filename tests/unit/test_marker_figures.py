@@ -13,10 +13,11 @@ from scipy import sparse
 
 from scripts.marker_figures import marker_figures, pictures, top_markers
 from scripts.normalize import normalize
-from scrna import drawing, slots
-from scrna import expression_figures as draw
+from scrna.data import step_files
+from scrna.data.groups import groups_of
 from scrna.errors import UserError
-from scrna.groups import groups_of
+from scrna.plots import expression_figures as draw
+from scrna.plots import style
 from tests.unit import steps
 
 pytest_plugins = ["tests.unit.fixtures"]
@@ -26,7 +27,7 @@ N = 4
 
 @pytest.fixture(scope="module", autouse=True)
 def look():
-    with mpl.rc_context(drawing.STYLE):
+    with mpl.rc_context(style.STYLE):
         yield
 
 
@@ -45,8 +46,8 @@ def drawn_of(done, rep="pca", **own):
 def adata(demo):
     """What scanpy's own plots start from."""
     adata = demo.lognorm()
-    adata.obs["leiden"] = slots.read(demo["pca/leiden"], "obs/leiden")
-    adata.uns["rank_genes_groups"] = slots.read(demo["pca/markers"], "uns/rank_genes_groups")
+    adata.obs["leiden"] = step_files.read(demo["pca/leiden"], "obs/leiden")
+    adata.uns["rank_genes_groups"] = step_files.read(demo["pca/markers"], "uns/rank_genes_groups")
     return adata
 
 
@@ -122,7 +123,7 @@ def test_the_heat_map_is_scanpys_matrix_plot(drawn, adata):
 
 
 def test_genes_are_drawn_on_the_umap(drawn, adata, demo):
-    xy = slots.read(demo["pca/umap"], "obsm/X_umap")
+    xy = step_files.read(demo["pca/umap"], "obsm/X_umap")
     panels = [ax for ax in drawn["genes_umap"].axes if ax.get_title(loc="left")]
     for ax, gene in zip(panels, drawn["genes"], strict=True):
         values = adata[:, gene].X.toarray().ravel()
@@ -144,7 +145,7 @@ def test_genes_have_a_dot_plot_of_their_own(drawn, adata):
 
 
 def test_many_cells_are_counted_pixel_by_pixel(demo, drawn, monkeypatch):
-    monkeypatch.setattr(drawing, "MOST_DRAWN", 50)
+    monkeypatch.setattr(style, "MOST_DRAWN", 50)
     figure = drawn_of(demo, genes=drawn["genes"])["genes_umap"]
     figure.draw_without_rendering()
     assert [len(ax.images) for ax in figure.axes if ax.get_title(loc="left")] == [1, 1, 1]
@@ -153,7 +154,7 @@ def test_many_cells_are_counted_pixel_by_pixel(demo, drawn, monkeypatch):
 def test_named_clusters_are_called_so(demo):
     figure = drawn_of(demo, names={"0": "B cells", "2": "x"})["markers_dotplot"]
     (ax, *_) = figure.axes
-    sizes = slots.read(demo["pca/leiden"], "obs/leiden").value_counts()
+    sizes = step_files.read(demo["pca/leiden"], "obs/leiden").value_counts()
     assert labels(ax.yaxis)[:3] == [
         f"0: B cells ({sizes['0']})", f"1 ({sizes['1']})", f"2: x ({sizes['2']})",
     ]  # fmt: skip
@@ -192,8 +193,8 @@ def made(folder, groups, genes=("A", "B", "C"), table=None, X=None):
     X[:, 0] += 1  # no cell is empty
     done = steps.store(folder, sparse.csr_matrix(X), var=pd.DataFrame(index=list(genes)))
     normalize(done.counts, done["filter"], done["normalize"], target_sum=10, backend="cpu")
-    slots.write(done["pca/leiden"], {"obs/leiden": groups})
-    slots.write(done["pca/umap"], {"obsm/X_umap": rng.normal(size=(len(groups), 2))})
+    step_files.write(done["pca/leiden"], {"obs/leiden": groups})
+    step_files.write(done["pca/umap"], {"obsm/X_umap": rng.normal(size=(len(groups), 2))})
     table = {group: list(genes) for group in groups.categories} if table is None else table
     rows = [(group, gene) for group, own in table.items() for gene in own]
     pd.DataFrame(rows, columns=["group", "names"]).to_csv(folder / "pca/markers.csv", index=False)
@@ -224,7 +225,7 @@ def test_sixty_groups_have_room(tmp_path):
     for figure in drawn.values():
         ax = figure.axes[0]
         assert (len(labels(ax.yaxis)), len(labels(ax.xaxis))) == (60, 120)
-        assert max(map(len, labels(ax.xaxis) + brackets(ax))) == drawing.LONGEST
+        assert max(map(len, labels(ax.xaxis) + brackets(ax))) == style.LONGEST
         assert "first 2 markers of each" in ax.get_title(loc="left")
         assert inside(figure)
         assert max(figure.get_size_inches()) < 35

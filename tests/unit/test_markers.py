@@ -7,9 +7,9 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from scripts.markers import markers
-from scrna import slots
+from scrna.data import step_files
+from scrna.data.unnamed import anndata_without_names
 from scrna.errors import UserError
-from scrna.numbered import nameless
 from tests.unit.steps import CPU, settings, store
 
 pytest_plugins = ["tests.unit.fixtures"]
@@ -28,7 +28,7 @@ def do(demo, tmp_path):
         out, table = tmp_path / "markers.h5", tmp_path / "markers.csv"
         clusters = files[clusters] if clusters else []
         markers(*files.base, clusters, out, table, **settings("markers", **CPU | own))
-        return read(table), slots.read_all(out)
+        return read(table), step_files.read_all(out)
 
     return do
 
@@ -48,7 +48,7 @@ def by_hand(tmp_path):
         X = rng.poisson(rate).astype(np.uint16)
         genes = pd.DataFrame(index=[f"gene{i}" for i in range(n_genes)])
         files = store(tmp_path, X, pd.DataFrame({"kind": labels}), genes)
-        slots.write(files["normalize"], {"obs/size_factor": X.sum(axis=1) / 1e4})
+        step_files.write(files["normalize"], {"obs/size_factor": X.sum(axis=1) / 1e4})
         return files
 
     return by_hand
@@ -58,7 +58,7 @@ def by_hand(tmp_path):
 def test_the_table_is_scanpys(demo, do, method):
     found, written = do(method=method)
     adata = demo.lognorm()
-    adata.obs["leiden"] = slots.read(demo["harmony/leiden"], "obs/leiden")
+    adata.obs["leiden"] = step_files.read(demo["harmony/leiden"], "obs/leiden")
     sc.tl.rank_genes_groups(adata, "leiden", method=method, pts=True)
     expected = sc.get.rank_genes_groups_df(adata, None)
     has = [column for column in COLUMNS if column in expected]
@@ -92,7 +92,7 @@ def test_what_is_written_is_what_scanpy_reads(demo, do):
 def test_true_markers_come_first(demo, rep):
     found = read(demo.folder / rep / "markers.csv")
     truth = pd.crosstab(
-        np.asarray(slots.read(demo[f"{rep}/leiden"], "obs/leiden")),
+        np.asarray(step_files.read(demo[f"{rep}/leiden"], "obs/leiden")),
         demo.obs()["cell_type"].to_numpy(),
     ).idxmax(axis=1)
     for group, type_ in truth.items():
@@ -103,7 +103,7 @@ def test_true_markers_come_first(demo, rep):
 def test_fractions_are_of_cells_with_the_gene(demo, do):
     found, _ = do(n_genes=5)
     adata = demo.lognorm()
-    labels = np.asarray(slots.read(demo["harmony/leiden"], "obs/leiden"))
+    labels = np.asarray(step_files.read(demo["harmony/leiden"], "obs/leiden"))
     for row in found.itertuples():
         has = adata[:, row.names].X.toarray().ravel() > 0
         assert row.pct_nz_group == pytest.approx(has[labels == row.group].mean(), rel=1e-4)
@@ -140,12 +140,12 @@ def test_a_column_of_obs(demo, do):
 
 
 def test_a_clustering_of_a_list(demo, do, tmp_path):
-    labels = slots.read(demo["harmony/leiden"], "obs/leiden")
-    slots.write(tmp_path / "two.h5", {"obs/leiden": labels, "obs/leiden_0.6": labels})
+    labels = step_files.read(demo["harmony/leiden"], "obs/leiden")
+    step_files.write(tmp_path / "two.h5", {"obs/leiden": labels, "obs/leiden_0.6": labels})
     out, table = tmp_path / "markers.h5", tmp_path / "markers.csv"
     given = settings("markers", **CPU, groupby="leiden_0.6", n_genes=3)
     markers(*demo.base, tmp_path / "two.h5", out, table, **given)
-    assert slots.read(out, "uns/rank_genes_groups")["params"]["groupby"] == "leiden_0.6"
+    assert step_files.read(out, "uns/rank_genes_groups")["params"]["groupby"] == "leiden_0.6"
 
 
 def test_numbers_as_groups(by_hand, do):
@@ -238,8 +238,8 @@ def test_logistic_regression_leaves_out_small_groups(by_hand, do):
 @pytest.mark.parametrize("obs", [None, {}, {"a": pd.Series([5, 6, 7], index=[7, 1, 0])}])
 def test_cells_without_names_keep_their_order_and_values(obs):
     X = sp.csr_matrix(np.eye(3, 2, dtype=np.float32))
-    adata = nameless(3, X, obs=obs, obsm={"X_pca": np.ones((3, 4))})
+    adata = anndata_without_names(3, X, obs=obs, obsm={"X_pca": np.ones((3, 4))})
     assert adata.obs_names.tolist() == ["0", "1", "2"]
     assert adata.obs.to_dict("list") == ({"a": [5, 6, 7]} if obs else {})
     assert adata.X is X
-    assert nameless(3, obs=obs).shape == (3, 0)
+    assert anndata_without_names(3, obs=obs).shape == (3, 0)

@@ -9,9 +9,9 @@ from sklearn.neighbors import NearestNeighbors
 
 from scripts import neighbors as step
 from scripts.neighbors import APPROXIMATE, neighbors
-from scrna import slots
+from scrna.data import step_files
+from scrna.data.graph import open_graph, representation
 from scrna.errors import UserError
-from scrna.graphs import open_graph, representation
 from tests.unit.steps import SEEDED, UNIT, blobs, settings, write_pca
 
 pytest_plugins = ["tests.unit.fixtures"]
@@ -20,7 +20,7 @@ pytest_plugins = ["tests.unit.fixtures"]
 def graph_of(path):
     """Open a graph with its distances."""
     graph = open_graph(path)
-    graph.obsp["distances"] = slots.read(path, "obsp/distances")
+    graph.obsp["distances"] = step_files.read(path, "obsp/distances")
     return graph
 
 
@@ -209,7 +209,7 @@ def test_a_search_that_finds_too_few_gives_way_to_the_next(tmp_path, monkeypatch
         find(tmp_path, array)
     assert tried == ["poor", "good"]
     assert "poor found 0.0 % of the true neighbors" in caplog.text
-    found = slots.provenance_of(tmp_path / "neighbors.h5")["recall"]
+    found = step_files.provenance_of(tmp_path / "neighbors.h5")["recall"]
     assert found == {"algorithm": "good", "n": 5, "recall": 1.0}
     monkeypatch.setattr(step, "to_try", lambda *_: [("poor", {})])
     with pytest.raises(UserError, match=r"min_recall \(0.95\). Take brute"):
@@ -236,6 +236,6 @@ def test_recall_is_that_of_the_exact_neighbors():
 def test_the_recall_of_scanpys_approximate_search_is_kept(tmp_path):
     array, _ = blobs(9_000, n_comps=20)
     find(tmp_path, array)
-    found = slots.provenance_of(tmp_path / "neighbors.h5")["recall"]
+    found = step_files.provenance_of(tmp_path / "neighbors.h5")["recall"]
     assert found["algorithm"] == "pynndescent"
     assert 0.9 < found["recall"] <= 1

@@ -5,10 +5,11 @@ import pytest
 import scipy.sparse as sp
 
 from scripts.normalize import cell_totals, normalize
-from scrna import blocks, slots
-from scrna import counts as counts_module
 from scrna.backend import computed
-from scrna.counts import Counts
+from scrna.data import counts as counts_module
+from scrna.data import step_files
+from scrna.data.counts import Counts
+from scrna.data.matrix import open_matrix
 from scrna.errors import UserError
 from tests.unit.steps import LOG_ERROR
 
@@ -24,7 +25,7 @@ def filtered(tmp_path, write_counts):
             "var/keep": np.ones(X.shape[1], bool) if genes is None else np.array(genes, bool),
         }
         masks["var/n_cells_kept"] = (X[masks["obs/keep"]] > 0).sum(axis=0)
-        slots.write(tmp_path / "filter.h5", masks)
+        step_files.write(tmp_path / "filter.h5", masks)
         return write_counts(tmp_path, X, dtype=np.uint32), tmp_path / "filter.h5"
 
     return write
@@ -37,19 +38,19 @@ X = [[1, 2, 5, 0], [9, 9, 9, 9], [0, 3, 7, 2], [0, 0, 50, 0], [4, 0, 1, 12]]
 def test_factors_bring_kept_genes_to_the_total(tmp_path, filtered, target_sum):
     files = filtered(X, cells=[1, 0, 1, 1, 1], genes=[1, 1, 0, 1])
     normalize(*files, tmp_path / "n.h5", target_sum=target_sum, backend="cpu")
-    factor = slots.read(tmp_path / "n.h5", "obs/size_factor")
+    factor = step_files.read(tmp_path / "n.h5", "obs/size_factor")
     assert factor.tolist() == [3 / target_sum, 5 / target_sum, 1 / target_sum, 16 / target_sum]
-    assert slots.read(tmp_path / "n.h5", "uns/target_sum") == target_sum
+    assert step_files.read(tmp_path / "n.h5", "uns/target_sum") == target_sum
 
 
 def test_the_median_is_that_of_cells_with_counts(tmp_path, filtered, caplog):
     files = filtered(X, cells=[1, 0, 1, 1, 1], genes=[1, 1, 0, 1])
     normalize(*files, tmp_path / "n.h5", target_sum="median", backend="cpu")
-    assert slots.read(tmp_path / "n.h5", "uns/target_sum") == 5
+    assert step_files.read(tmp_path / "n.h5", "uns/target_sum") == 5
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert warning == "1 cells have no count in the genes that stay; their values are 0"
     files = *files, tmp_path / "n.h5"
-    with blocks.matrix("hvg", *files, backend="cpu", asked="memory") as matrix:
+    with open_matrix("hvg", *files, backend="cpu", asked="memory") as matrix:
         values = matrix.toarray()
     assert np.isfinite(values).all()
     assert values[2].tolist() == [0, 0, 0]
@@ -87,10 +88,10 @@ def test_log_normalised_values_are_scanpys(tmp_path, simulated, target_sum, exec
     sc.pp.log1p(expected)
     genes = np.arange(expected.n_vars) % 3 == 0
     for taken in (None, genes):
-        with blocks.matrix("hvg", *files, backend="cpu", asked=execution, genes=taken) as matrix:
+        with open_matrix("hvg", *files, backend="cpu", asked=execution, genes=taken) as matrix:
             found = computed(matrix)
         assert found.dtype == np.float32
         values = expected.X if taken is None else expected.X[:, genes]
         np.testing.assert_allclose(found.toarray(), values.toarray(), rtol=2 * LOG_ERROR)
     # the mask of the filter is not changed by it
-    assert slots.read(simulated.filtered, "var/keep").sum() == expected.n_vars
+    assert step_files.read(simulated.filtered, "var/keep").sum() == expected.n_vars

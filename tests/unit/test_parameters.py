@@ -2,8 +2,8 @@
 
 import pytest
 
-from scrna import parameters
-from scrna.config import complete
+from scrna.config import step_parameters
+from scrna.config.settings import complete
 
 BATCHES = {"source": "x.h5ad", "batch_key": "donor", "label_key": "cell_type"}
 
@@ -14,7 +14,7 @@ def dataset(**given) -> dict:
 
 def of(step: str, rep: str | None = None, topic: str = "clusters", **given) -> dict:
     known = {"backend": "cpu", "seed": 3, "rep": rep, "topic": topic}
-    return parameters.of_step(step, dataset(**given), **known)
+    return step_parameters.of_step(step, dataset(**given), **known)
 
 
 def test_a_section_comes_in_order_without_its_switches():

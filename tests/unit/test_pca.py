@@ -6,8 +6,8 @@ import pytest
 
 from scripts.hvg import hvg
 from scripts.pca import pca
-from scrna import slots
-from scrna.counts import Counts
+from scrna.data import step_files
+from scrna.data.counts import Counts
 from scrna.errors import UserError
 
 
@@ -25,7 +25,7 @@ def run_pca(tmp_path, simulated, variable_genes, settings):
         files = data.counts, data.qc, data.filtered, data.normalized, genes
         wanted = settings("pca", **{"n_comps": 10} | changes)
         pca(*files, tmp_path / "pca.h5", **wanted, backend="cpu", seed=seed)
-        return slots.read_all(tmp_path / "pca.h5")
+        return step_files.read_all(tmp_path / "pca.h5")
 
     return run
 
@@ -38,10 +38,10 @@ def values(simulated, variable_genes):
     adata = simulated.kept
     sc.pp.normalize_total(adata, target_sum=10000)
     sc.pp.log1p(adata)
-    cells = slots.read(simulated.filtered, "obs/keep")
+    cells = step_files.read(simulated.filtered, "obs/keep")
     for name in ("total_counts", "pct_counts_mt", "n_genes_by_counts"):
-        adata.obs[name] = slots.read(simulated.qc, f"obs/{name}")[cells]
-    adata.var["highly_variable"] = slots.read(variable_genes, "var/highly_variable")
+        adata.obs[name] = step_files.read(simulated.qc, f"obs/{name}")[cells]
+    adata.var["highly_variable"] = step_files.read(variable_genes, "var/highly_variable")
     return adata
 
 
@@ -164,7 +164,7 @@ def test_fewer_components_where_there_are_no_more(run_pca, values, caplog):
 
 def test_one_gene_has_no_components(tmp_path, run_pca, values):
     one = np.arange(values.n_vars) == 3
-    slots.write(tmp_path / "one.h5", {"var/highly_variable": one})
+    step_files.write(tmp_path / "one.h5", {"var/highly_variable": one})
     expected = r"× 1 genes have no principal components: raise hvg\.n_top_genes"
     with pytest.raises(UserError, match=expected):
         run_pca(genes=tmp_path / "one.h5")

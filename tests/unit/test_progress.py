@@ -13,7 +13,6 @@ from contextlib import suppress
 import pytest
 
 from scrna.engine import client
-from scrna.engine.perform import _Sender
 from scrna.log import (
     BAR,
     Terminal,
@@ -26,6 +25,7 @@ from scrna.log import (
     start_logging,
 )
 from scrna.progress import Progress, duration
+from scrna.warm_process import _Sender
 
 
 class Clock:

@@ -7,8 +7,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from scripts.qc import find_genes, qc
-from scrna import counts as counts_module
-from scrna import slots
+from scrna.data import counts as counts_module
+from scrna.data import step_files
 from scrna.errors import UserError
 
 FAMILIES = ["mt", "ribo", "hb"]
@@ -31,7 +31,7 @@ def run_qc(tmp_path, write_counts, settings):
     def run(adata, **changes):
         store = write_counts(tmp_path, adata.X, adata.obs, adata.var, dtype=np.uint32)
         qc(store, tmp_path / "qc.h5", **settings("qc", **changes), backend="cpu")
-        return slots.read_all(tmp_path / "qc.h5")
+        return step_files.read_all(tmp_path / "qc.h5")
 
     return run
 

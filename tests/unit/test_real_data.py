@@ -11,14 +11,14 @@ import scanpy as sc
 from sklearn.metrics import adjusted_rand_score
 
 from scripts.convert import convert
-from scrna import slots
+from scrna.data import step_files
 from tests.unit.steps import analyse, integrated
 
 pytestmark = pytest.mark.slow
 
 
 def clusters(done, rep="pca", key="leiden"):
-    return np.asarray(slots.read(done[f"{rep}/leiden"], f"obs/{key}"))
+    return np.asarray(step_files.read(done[f"{rep}/leiden"], f"obs/{key}"))
 
 
 def agreement(done, label, *where):
@@ -51,7 +51,7 @@ def pbmc3k(real_data, tmp_path_factory):
 
 
 def test_pbmc3k_keeps_the_cells_of_the_tutorial(pbmc3k):
-    keep = slots.read(pbmc3k["filter"], "obs/keep")
+    keep = step_files.read(pbmc3k["filter"], "obs/keep")
     expected = ad.read_zarr(pbmc3k.counts).obs["scanpy_kept"].to_numpy(dtype=bool)
     assert keep.sum() == 2638
     np.testing.assert_array_equal(keep, expected)
@@ -80,7 +80,7 @@ def test_pbmc3k_markers_are_the_known_ones(pbmc3k, type_, all_of, one_of):
 
 
 def test_pbmc3k_picture_keeps_types_together(pbmc3k):
-    embedding = slots.read(pbmc3k["pca/umap"], "obsm/X_umap")
+    embedding = step_files.read(pbmc3k["pca/umap"], "obsm/X_umap")
     types = pbmc3k.obs()["scanpy_louvain"].to_numpy()
     assert np.isfinite(embedding).all()
     near = np.linalg.norm(embedding[:, None] - embedding[::20], axis=2).argsort(axis=0)[1:11]
@@ -88,8 +88,8 @@ def test_pbmc3k_picture_keeps_types_together(pbmc3k):
 
 
 def test_pbmc3k_pseudotime_starts_in_its_root(pbmc3k):
-    values = slots.read(pbmc3k["pca/trajectory"], "obs/dpt_pseudotime")
-    root = int(slots.read(pbmc3k["pca/trajectory"], "uns/iroot"))
+    values = step_files.read(pbmc3k["pca/trajectory"], "obs/dpt_pseudotime")
+    root = int(step_files.read(pbmc3k["pca/trajectory"], "uns/iroot"))
     types = pbmc3k.obs()["scanpy_louvain"]
     assert types.iloc[root] == "CD14+ Monocytes"
     mean = pd.Series(values).groupby(types.to_numpy()).mean()
@@ -131,7 +131,7 @@ def test_celllines_are_found_after_harmony_and_not_before(celllines):
 
 
 def test_celllines_integration_is_said_to_be_better(celllines):
-    found = slots.read(integrated(celllines, label_key="cell_line"), "uns/integration")
+    found = step_files.read(integrated(celllines, label_key="cell_line"), "uns/integration")
     assert found["harmony"]["ari"] > found["pca"]["ari"] + 0.1
     assert found["harmony"]["ari"] == pytest.approx(agreement(celllines, "cell_line", "harmony"))
     assert found["harmony"]["ilisi"] > found["pca"]["ilisi"] + 0.5
@@ -142,7 +142,7 @@ def test_celllines_integration_is_said_to_be_better(celllines):
 def test_celllines_symbols_are_used(celllines):
     genes = ad.read_zarr(celllines.counts).var_names
     assert {"EGFR", "MT-ND1"} <= set(genes)
-    assert slots.read(celllines["qc"], "var/mt").sum() >= 13
+    assert step_files.read(celllines["qc"], "var/mt").sum() >= 13
 
 
 # ---------------------------------------------------------------------------------------- worm_l2
@@ -157,10 +157,10 @@ def worm(real_data, tmp_path_factory):
 
 
 def test_worm_runs_with_the_defaults(worm):
-    assert slots.read(worm["filter"], "obs/keep").sum() > 5000
-    assert not slots.read(worm["qc"], "var/mt").any()
+    assert step_files.read(worm["filter"], "obs/keep").sum() > 5000
+    assert not step_files.read(worm["qc"], "var/mt").any()
     assert agreement(worm, "cao_cell_type") > 0.3
-    assert np.isfinite(slots.read(worm["pca/umap"], "obsm/X_umap")).all()
+    assert np.isfinite(step_files.read(worm["pca/umap"], "obsm/X_umap")).all()
 
 
 def test_worm_markers_have_names(worm):

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from scripts.report import report
-from scrna import slots
+from scrna.data import step_files
 from scrna.errors import UserError
 from scrna.report.captions import pictures
-from scrna.report.cells import embeddings, genes_of, groups, values
 from scrna.report.findings import Finding, findings
+from scrna.report.map_data import embeddings, genes_of, groups, values
 from scrna.report.page import marker_data, pack, page
 from scrna.report.results import Results, read_markers
 from tests.unit.steps import integrated, reseal, settings
@@ -206,12 +206,13 @@ def test_the_numbers_are_those_of_the_steps(results, demo):
         for box in tree["summary"].find("dl").iter("div")
     }
     n_clusters = {
-        rep: len(slots.read(demo[f"{rep}/leiden"], "obs/leiden").categories) for rep in demo.reps
+        rep: len(step_files.read(demo[f"{rep}/leiden"], "obs/leiden").categories)
+        for rep in demo.reps
     }
     assert numbers == {
-        "cells": f"{slots.read(demo['filter'], 'obs/keep').sum():,}",
-        "genes": f"{slots.read(demo['filter'], 'var/keep').sum():,}",
-        "highly variable genes": f"{slots.read(demo['hvg'], 'var/highly_variable').sum():,}",
+        "cells": f"{step_files.read(demo['filter'], 'obs/keep').sum():,}",
+        "genes": f"{step_files.read(demo['filter'], 'var/keep').sum():,}",
+        "highly variable genes": f"{step_files.read(demo['hvg'], 'var/highly_variable').sum():,}",
         "clusters, harmony": str(n_clusters["harmony"]),
         "clusters, pca": str(n_clusters["pca"]),
     }
@@ -234,7 +235,7 @@ def test_why_cells_went(results):
 def test_clusters_with_their_sizes_and_first_markers(results, demo, rep):
     shown = made(results).root.find(f".//table[@data-rep='{rep}']")
     rows = table(shown)[1:]
-    sizes = slots.read(demo[f"{rep}/leiden"], "obs/leiden").value_counts()
+    sizes = step_files.read(demo[f"{rep}/leiden"], "obs/leiden").value_counts()
     known = pd.read_csv(demo.folder / rep / "markers.csv", dtype={"group": str})
     assert [row[0] for row in rows] == list(sizes.index)
     for name, n, _share, genes in rows:
@@ -376,7 +377,7 @@ def test_an_approximate_search_and_a_simulation_are_noted(quiet, tmp_path):
 )
 def test_a_bad_integration_is_a_warning(results, tmp_path, facts, is_told):
     scores = {**results.integration, "mixing": "mixed", "biology": "kept", "overall": "better"}
-    slots.write(tmp_path / "integration.h5", {"uns/integration": scores | facts})
+    step_files.write(tmp_path / "integration.h5", {"uns/integration": scores | facts})
     steps = [path for path in results.steps if path.stem != "integration"]
     steps.append(tmp_path / "integration.h5")
     other = Results(results.counts, steps, results.filter_table)
@@ -501,10 +502,10 @@ def test_what_the_map_shows(results, demo):
         "batch", "cell_type_source",
     ]  # fmt: skip
     assert list(shown["batch"]) == demo.obs()["batch"].astype(str).tolist()
-    first = np.asarray(slots.read(demo["pca/leiden"], "obs/leiden") == "0")
+    first = np.asarray(step_files.read(demo["pca/leiden"], "obs/leiden") == "0")
     assert (np.asarray(shown["cell_type"] == "T") == first).all()
     xy = embeddings(results)["UMAP, harmony"]
-    np.testing.assert_array_equal(xy, slots.read(demo["harmony/umap"], "obsm/X_umap"))
+    np.testing.assert_array_equal(xy, step_files.read(demo["harmony/umap"], "obsm/X_umap"))
     assert {len(each) for each in [*shown.values(), *values(results).values()]} == {n}
 
 

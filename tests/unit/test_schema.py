@@ -3,10 +3,10 @@ import re
 import pytest
 import yaml
 
-from scrna import config as checks
-from scrna.config import check, complete, render_settings
+from scrna.config import settings as checks
+from scrna.config.schema import SCHEMA, resolve, schema
+from scrna.config.settings import check, complete, render_settings
 from scrna.errors import UserError
-from scrna.schema import SCHEMA, resolve, schema
 
 CONFIG = SCHEMA.parents[1] / "config.yaml"
 SIMULATED = {"kind": "simulate"}
@@ -80,7 +80,9 @@ def test_config_yaml_is_in_step_with_the_schema():
     written = CONFIG.read_text()
     assert written.count(checks.MARK) == 1
     in_step = checks.MARK + written.split(checks.MARK)[1] == render_settings()
-    assert in_step, "config.yaml is not what the schema says: run python scripts/scrna/config.py"
+    assert in_step, (
+        "config.yaml is not what the schema says: run python scripts/scrna/config/settings.py"
+    )
 
 
 def test_config_yaml_as_it_is_shipped_is_complete():

@@ -12,7 +12,7 @@ from scipy import sparse, stats
 
 from scripts.simulate import simulate
 from scrna.errors import UserError
-from scrna.simulate import BOUNDS, Simulation
+from scrna.ingest.simulate import BOUNDS, Simulation
 
 # anndata 0.13 sets options that pandas 3 has no use for.
 pytestmark = pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning:anndata")

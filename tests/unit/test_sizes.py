@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from scrna import counts
-from scrna.sizes import (
+from scrna.data import counts
+from scrna.resources.estimates import (
     BLOCK_NNZ,
     BLOCK_STEPS,
     GPU_MAX_NNZ,

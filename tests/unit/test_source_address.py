@@ -4,14 +4,15 @@ import os
 
 import pytest
 
-from scrna.config import complete, sources
-from scrna.errors import UserError
-from scrna.source_address import (
+from scrna.config.datasets import sources
+from scrna.config.settings import complete
+from scrna.config.source_address import (
     censored,
     full_address,
     set_credentials_aside,
     without_credentials,
 )
+from scrna.errors import UserError
 
 SECRETS = [
     "token",

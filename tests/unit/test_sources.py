@@ -12,9 +12,9 @@ import pytest
 import scipy.sparse as sp
 
 from scrna.errors import UserError
-from scrna.sources import base, hdf5, mtx, open_source
-from scrna.sources.base import NotMatrix
-from scrna.sources.hdf5 import Column
+from scrna.ingest.formats import base, hdf5, mtx, open_source
+from scrna.ingest.formats.base import NotMatrix
+from scrna.ingest.formats.hdf5 import Column
 from tests.unit.source_reading import assert_same, counts, read
 
 # anndata 0.13 asks pandas for options that pandas 3.1 deprecates

@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 from scrna.errors import UserError
-from scrna.sources import base, hdf5, mtx, open_source
+from scrna.ingest.formats import base, hdf5, mtx, open_source
 from tests.unit.source_reading import assert_same, counts, read
 
 

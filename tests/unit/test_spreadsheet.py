@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from scripts.marker_figures import top_markers
-from scrna.csv_table import as_csv
+from scrna.data.marker_csv import as_csv
+from scrna.data.spreadsheet import escape_table, escaped, unescaped
 from scrna.report.results import read_markers
-from scrna.spreadsheet import escape_table, escaped, unescaped
 
 FORMULAS = [
     "=1+1",

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from scrna import stale
 from scrna.errors import UserError
-from scrna.stale import Made
+from scrna.workflow import stale
+from scrna.workflow.stale import Made
 
 
 def made(name: str, *inputs: str) -> Made:

@@ -14,23 +14,26 @@ import pytest
 from snakemake.iocontainers import Namedlist
 
 import scrna
-from scrna import machine, slots
+from scrna.data import step_files
 from scrna.engine import run as engine_run
 from scrna.errors import UserError
 from scrna.log import log
-from scrna.step import note, provenance, run, start_gpu, step
+from scrna.provenance import note, provenance
+from scrna.resources import gpus
+from scrna.step import start_gpu, step
+from scrna.workflow.rule import run
 
 
 @step
 def measure(counts, out, *, width, names=("a", "b"), backend="cpu", **more):
-    slots.write(out, {"obs/width": np.array([width])})
+    step_files.write(out, {"obs/width": np.array([width])})
 
 
 def test_what_is_written_carries_how_it_came_to_be(tmp_path):
-    slots.write(tmp_path / "in.h5", {"obs/a": np.arange(3)})
+    step_files.write(tmp_path / "in.h5", {"obs/a": np.arange(3)})
     before = datetime.now(UTC) - timedelta(seconds=1)
     measure(tmp_path / "in.h5", tmp_path / "out.h5", width=2.5, height=None, deep={"x": [1, (2,)]})
-    record = slots.provenance_of(tmp_path / "out.h5")
+    record = step_files.provenance_of(tmp_path / "out.h5")
     started = datetime.fromisoformat(record.pop("started"))
     assert before < started < datetime.now(UTC)
     assert 0 <= record.pop("seconds") < 5
@@ -41,7 +44,7 @@ def test_what_is_written_carries_how_it_came_to_be(tmp_path):
         "step": "measure",
         "backend": "cpu",
         "parameters": {"width": 2.5, "names": ["a", "b"], "height": None, "deep": {"x": [1, [2]]}},
-        "inputs": {"counts": slots.digest_of(tmp_path / "in.h5")},
+        "inputs": {"counts": step_files.digest_of(tmp_path / "in.h5")},
         "worker": "own process",
     }
 
@@ -53,9 +56,9 @@ def test_a_list_of_inputs_has_a_list_of_digests(tmp_path):
 
     paths = [tmp_path / "a.h5", tmp_path / "b.h5"]
     for n, path in enumerate(paths):
-        slots.write(path, {"obs/a": np.arange(n)})
+        step_files.write(path, {"obs/a": np.arange(n)})
     found = gather(paths, [tmp_path / "source.mtx"], tmp_path / "out.h5")
-    assert found == {"steps": [slots.digest_of(path) for path in paths]}
+    assert found == {"steps": [step_files.digest_of(path) for path in paths]}
 
 
 def test_versions_of_what_is_not_imported_are_left_out(tmp_path):
@@ -89,14 +92,14 @@ def test_what_a_step_warns_of_is_kept_with_its_result(tmp_path):
         for n in (1, 2, 2):
             log.warning("%d cells are odd", n)
         warnings.warn("a library's own business", FutureWarning, stacklevel=1)
-        slots.write(out, {})
+        step_files.write(out, {})
 
     before = list(log.filters)
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         warnings.showwarning = scrna.log._log_warning
         warn(tmp_path / "a.h5")
-    found = slots.provenance_of(tmp_path / "a.h5")["warnings"]
+    found = step_files.provenance_of(tmp_path / "a.h5")["warnings"]
     assert found == ["1 cells are odd", "2 cells are odd"]
     assert log.filters == before
 
@@ -246,7 +249,7 @@ def test_a_rule_may_have_no_settings_and_no_log(tmp_path, capsys):
 
 
 class Peak:
-    """A stand-in for `scrna.machine.MemoryPeak`."""
+    """A stand-in for `scrna.resources.gpu_memory.MemoryPeak`."""
 
     def __init__(self, gpu):
         self.start_bytes, self.peak_bytes = 10, None
@@ -262,20 +265,21 @@ class Peak:
 @pytest.fixture
 def fake_gpus(monkeypatch):
     """Two GPUs that are not there; what is done with them."""
-    from scrna import backend, blocks, execution, lock, machine
+    from scrna import backend
+    from scrna.data import row_blocks
+    from scrna.resources import admission, gpu_memory, gpu_pool, gpus, locks
 
     done = []
-    gpus = [SimpleNamespace(index=n, uuid=f"GPU-{n}", name="H200", unified=False) for n in (3, 1)]
+    found = [SimpleNamespace(index=n, uuid=f"GPU-{n}", name="H200", unified=False) for n in (3, 1)]
     start_gpu.cache_clear()
-    monkeypatch.setattr(machine, "resolve_backend", lambda asked: done.append(asked))
+    monkeypatch.setattr(gpus, "resolve_backend", lambda asked: done.append(asked))
     monkeypatch.setattr(backend, "load", lambda name: done.append(("load", name)))
-    monkeypatch.setattr(machine, "gpus", lambda: gpus)
-    monkeypatch.setattr(machine, "gpus", lambda: gpus)
-    monkeypatch.setattr(machine, "MemoryPeak", Peak)
-    monkeypatch.setattr(lock, "gpu_lock", lambda *about: done.append(("lock", *about)))
-    monkeypatch.setattr(backend, "start_gpu", lambda **how: done.append(("start", how)))
-    monkeypatch.setattr(backend, "gpu_record", lambda: {"device": "NVIDIA GB10"})
-    for module in (execution, blocks):
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: found)
+    monkeypatch.setattr(gpu_memory, "MemoryPeak", Peak)
+    monkeypatch.setattr(locks, "gpu_lock", lambda *about: done.append(("lock", *about)))
+    monkeypatch.setattr(gpu_pool, "start_gpu", lambda **how: done.append(("start", how)))
+    monkeypatch.setattr("scrna.provenance.gpu_facts", lambda: {"device": "NVIDIA GB10"})
+    for module in (admission, row_blocks):
         name = module.__name__.rpartition(".")[2]
         monkeypatch.setattr(module, "configure", lambda name=name, **how: done.append((name, how)))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
@@ -297,8 +301,8 @@ def test_a_gpu_step_imports_then_locks_then_sets_up_the_memory(tmp_path, fake_gp
         ("lock", "umap pbmc3k/pca", 1),  # in one order, or two runs would wait for each other
         ("lock", "umap pbmc3k/pca", 3),
         ("start", gpu),
-        ("execution", {"headroom_gb": 3, "wait_s": 4, "limit_gb": None}),
-        ("blocks", {"gpus": 2, "threads": 5, "protocol": "tcp", "gpu": gpu}),
+        ("admission", {"headroom_gb": 3, "wait_s": 4, "limit_gb": None}),
+        ("row_blocks", {"gpus": 2, "threads": 5, "protocol": "tcp", "gpu": gpu}),
         ("NVIDIA GB10", 30),
     ]
     beside = json.loads((tmp_path / "benchmarks/umap.memory.json").read_text())
@@ -317,13 +321,13 @@ def test_a_gpu_step_sees_the_gpus_that_are_asked_for(tmp_path, fake_gpus):
     ("asked", "chosen"), [("all", [3, 1]), (1, [3]), (2, [3, 1]), ("1", [1]), ("1,3", [3, 1])]
 )
 def test_gpus_are_chosen_by_count_or_number(fake_gpus, asked, chosen):
-    assert [gpu.index for gpu in machine.chosen_gpus(asked)] == chosen
+    assert [gpu.index for gpu in gpus.chosen_gpus(asked)] == chosen
 
 
 @pytest.mark.parametrize("asked", [3, "0", "1,2"])
 def test_gpus_that_are_not_there_are_refused(fake_gpus, asked):
     with pytest.raises(UserError, match=f"gpus is {asked!r}, but the GPUs here are: 3 .H200., 1"):
-        machine.chosen_gpus(asked)
+        gpus.chosen_gpus(asked)
 
 
 def test_a_cluster_of_several_gpus_is_not_to_be_had_without_credentials(fake_gpus):

@@ -13,7 +13,8 @@ import scipy.sparse as sp
 import zarr
 from zarr.codecs import BloscCodec, ZstdCodec
 
-from scrna.store import CSRWriter, Rows, bytes_on_disk, new_store, write_tables
+from scrna.data.csr_writer import CSRWriter, Rows
+from scrna.data.store import bytes_on_disk, new_store, write_tables
 
 # anndata 0.13 asks pandas for an option that pandas 3.1 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:The 'future.infer_string'")
@@ -179,7 +180,7 @@ def test_an_error_in_a_thread_surfaces_and_leaves_no_store(tmp_path, monkeypatch
             msg = "No space left on device"
             raise OSError(28, msg)
 
-    monkeypatch.setattr(f"scrna.store.{name}", fails)
+    monkeypatch.setattr(f"scrna.data.csr_writer.{name}", fails)
     n_threads = threading.active_count()
     with pytest.raises(OSError, match="No space left on device"):
         write(tmp_path / "a.zarr", blocks(counts(500, 80), 37), n_vars=80, chunk=32)
@@ -201,7 +202,7 @@ def test_an_interrupt_waits_for_the_threads(tmp_path, monkeypatch):
         yield counts(500, 80)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scrna.store._write_shard", slow)
+    monkeypatch.setattr("scrna.data.csr_writer._write_shard", slow)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "a.zarr", interrupted(), n_vars=80, chunk=512, chunks_per_shard=2)
     assert written

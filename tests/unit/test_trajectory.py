@@ -10,9 +10,9 @@ from scipy.sparse.csgraph import connected_components
 
 from scripts.neighbors import neighbors
 from scripts.trajectory import links, tip, trajectory
-from scrna import slots
+from scrna.data import step_files
+from scrna.data.graph import open_graph
 from scrna.errors import UserError
-from scrna.graphs import open_graph
 from tests.unit.steps import SEEDED, settings, store, write_pca
 
 pytest_plugins = ["tests.unit.fixtures"]
@@ -26,7 +26,7 @@ def do(demo, tmp_path):
         out = tmp_path / "trajectory.h5"
         given = settings("trajectory", label_key="cell_type", root=root, **SEEDED) | own
         trajectory(*files.base, files[f"{rep}/neighbors"], files[f"{rep}/leiden"], out, **given)
-        return slots.read_all(out)
+        return step_files.read_all(out)
 
     return do
 
@@ -49,11 +49,11 @@ def line(tmp_path):
         obs["partly"] = obs["stage"].where(obs["stage"] == "early")
         obs.index = [f"cell{i}" for i in range(n * pieces)]
         files = store(tmp_path, X, obs, pd.DataFrame(index=list(symbols)))
-        slots.write(files["normalize"], {"obs/size_factor": np.ones(len(X))})
+        step_files.write(files["normalize"], {"obs/size_factor": np.ones(len(X))})
         rep = write_pca(tmp_path, np.vstack(arrays))
         neighbors(rep, files["pca/neighbors"], **settings("neighbors", **SEEDED))
         labels = pd.Categorical(np.tile((np.arange(n) * 3 // n).astype(str), pieces))
-        slots.write(files["pca/leiden"], {"obs/leiden": labels})
+        step_files.write(files["pca/leiden"], {"obs/leiden": labels})
         return files
 
     return line
@@ -104,8 +104,8 @@ def graph_of(X, n_neighbors, **labels):
 def test_paga_is_scanpys(demo, do):
     found = do()
     adata = open_graph(demo["harmony/neighbors"])
-    adata.obsp["distances"] = slots.read(demo["harmony/neighbors"], "obsp/distances")
-    adata.obs["leiden"] = slots.read(demo["harmony/leiden"], "obs/leiden")
+    adata.obsp["distances"] = step_files.read(demo["harmony/neighbors"], "obsp/distances")
+    adata.obs["leiden"] = step_files.read(demo["harmony/leiden"], "obs/leiden")
     assert_scanpys_paga(found["uns/paga"], adata, "leiden")
     assert found["uns/paga"]["groups"] == "leiden"
     sizes = adata.obs["leiden"].value_counts(sort=False)
@@ -148,7 +148,7 @@ def test_paga_counts_every_edge_as_scanpy_does():
 def test_paga_joins_the_types_along_the_trajectory(demo, do):
     links = do()["uns/paga"]["connectivities"].toarray()
     of = pd.crosstab(
-        np.asarray(slots.read(demo["harmony/leiden"], "obs/leiden")),
+        np.asarray(step_files.read(demo["harmony/leiden"], "obs/leiden")),
         demo.obs()["cell_type"].to_numpy(),
     )
     place = {type_: of.index.get_loc(of[type_].idxmax()) for type_ in of}
@@ -160,7 +160,7 @@ def test_paga_joins_the_types_along_the_trajectory(demo, do):
 
 def test_paga_of_one_cluster(do, line):
     files = line()
-    slots.write(files["pca/leiden"], {"obs/leiden": pd.Categorical(["0"] * 150)})
+    step_files.write(files["pca/leiden"], {"obs/leiden": pd.Categorical(["0"] * 150)})
     found = do(files=files, rep="pca")
     assert list(found["uns/leiden_sizes"]) == [150]
     assert found["uns/paga"]["connectivities"].shape == (1, 1)
@@ -168,7 +168,7 @@ def test_paga_of_one_cluster(do, line):
 
 def test_paga_of_clusters_without_a_link(do, line):
     files = line(n=60, pieces=2)
-    slots.write(files["pca/leiden"], {"obs/leiden": pd.Categorical(["0"] * 60 + ["1"] * 60)})
+    step_files.write(files["pca/leiden"], {"obs/leiden": pd.Categorical(["0"] * 60 + ["1"] * 60)})
     found = do(files=files, rep="pca")
     assert list(found["uns/leiden_sizes"]) == [60, 60]
     assert found["uns/paga"]["connectivities"].shape == (2, 2)
@@ -213,7 +213,7 @@ def test_pseudotime_with_a_scanpy_that_needs_the_graph(line, do, monkeypatch):
 
 @pytest.mark.parametrize("rep", ["pca", "harmony"])
 def test_pseudotime_is_the_simulated_one(demo, rep):
-    values = slots.read(demo[f"{rep}/trajectory"], "obs/dpt_pseudotime")
+    values = step_files.read(demo[f"{rep}/trajectory"], "obs/dpt_pseudotime")
     truth = demo.obs()["pseudotime"].to_numpy()
     on = np.isfinite(values) & np.isfinite(truth)
     assert on.sum() > 0.95 * np.isfinite(truth).sum()
@@ -255,7 +255,7 @@ def test_a_gene_is_compared_after_normalisation(do, line):
     files = line()
     factor = np.ones(150)
     factor[:100] = 10  # deeply sequenced cells: their many counts are not high expression
-    slots.write(files["normalize"], {"obs/size_factor": factor})
+    step_files.write(files["normalize"], {"obs/size_factor": factor})
     assert do({"gene": "START"}, files, "pca")["uns/iroot"] >= 100
 
 
@@ -265,12 +265,12 @@ def test_a_root_counts_kept_cells(do, line):
     keep[:10] = False
     masks = {"obs/keep": keep, "var/keep": np.ones(3, bool)}
     masks["var/n_cells_kept"] = ad.read_zarr(files.counts).X[keep].getnnz(axis=0)
-    slots.write(files["filter"], masks)
-    slots.write(files["normalize"], {"obs/size_factor": np.ones(140)})
-    rep = write_pca(files.folder, slots.read(files["pca/pca"], "obsm/X_pca")[keep])
+    step_files.write(files["filter"], masks)
+    step_files.write(files["normalize"], {"obs/size_factor": np.ones(140)})
+    rep = write_pca(files.folder, step_files.read(files["pca/pca"], "obsm/X_pca")[keep])
     neighbors(rep, files["pca/neighbors"], **settings("neighbors", **SEEDED))
-    labels = slots.read(files["pca/leiden"], "obs/leiden")[keep]
-    slots.write(files["pca/leiden"], {"obs/leiden": labels})
+    labels = step_files.read(files["pca/leiden"], "obs/leiden")[keep]
+    step_files.write(files["pca/leiden"], {"obs/leiden": labels})
     assert do({"cell": "cell10"}, files, "pca")["uns/iroot"] == 0
     assert do({"gene": "END"}, files, "pca")["uns/iroot"] > 130
     label = do({"label": "early"}, files, "pca", label_key="stage")
@@ -305,19 +305,19 @@ def test_pseudotime_of_a_piece_does_not_depend_on_the_others(do, line):
 def test_a_label_in_several_pieces_starts_in_the_one_with_most_of_it(do, line):
     files = line(n=60, pieces=2)
     labels = np.array(["x"] * 10 + ["y"] * 50 + ["x"] * 30 + ["y"] * 30)
-    slots.write(files["pca/leiden"], {"obs/leiden": pd.Categorical(labels)})
+    step_files.write(files["pca/leiden"], {"obs/leiden": pd.Categorical(labels)})
     found = do({"cluster": "x"}, files, "pca")
     assert 60 <= found["uns/iroot"] < 68
     assert np.isfinite(found["obs/dpt_pseudotime"]).sum() == 60
 
 
 def test_the_demos_islands_are_off_the_trajectory(demo):
-    values = slots.read(demo["harmony/trajectory"], "obs/dpt_pseudotime")
+    values = step_files.read(demo["harmony/trajectory"], "obs/dpt_pseudotime")
     islands = demo.obs()["cell_type"].isin(["type_5", "type_6"]).to_numpy()
     assert np.isnan(values[islands]).mean() > 0.95
     graph = open_graph(demo["harmony/neighbors"]).obsp["connectivities"]
     _, piece = connected_components(graph, directed=False)
-    root = slots.read(demo["harmony/trajectory"], "uns/iroot")
+    root = step_files.read(demo["harmony/trajectory"], "uns/iroot")
     np.testing.assert_array_equal(np.isfinite(values), piece == piece[root])
 
 
@@ -326,9 +326,9 @@ def test_a_piece_too_small_for_a_trajectory(do, line):
     graph = sparse.block_diag([sparse.coo_matrix(np.ones((n, n))) for n in (56, 4)], format="csr")
     graph.setdiag(0)
     graph.eliminate_zeros()
-    found = slots.read_all(files["pca/neighbors"])
+    found = step_files.read_all(files["pca/neighbors"])
     found |= {f"obsp/{name}": graph for name in ("connectivities", "distances")}
-    slots.write(files["pca/neighbors"], found)
+    step_files.write(files["pca/neighbors"], found)
     with pytest.raises(UserError, match=r"has 4 cells, too few for a trajectory\. Raise neighbors"):
         do({"cell": "cell58"}, files, "pca")
 

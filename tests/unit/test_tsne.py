@@ -6,10 +6,9 @@ from sklearn.manifold import trustworthiness
 
 import scripts.tsne as step
 from scripts.tsne import tsne
-from scrna import backend as backends
-from scrna import slots
+from scrna.data import step_files
+from scrna.data.graph import representation
 from scrna.errors import UserError
-from scrna.graphs import representation
 from tests.unit.steps import SEEDED, blobs, settings, write_pca
 
 pytest_plugins = ["tests.unit.fixtures"]
@@ -20,14 +19,14 @@ def do(tmp_path):
     def do(array, **own):
         path, out = write_pca(tmp_path, array), tmp_path / "tsne.h5"
         tsne(path, out, **settings("tsne", **SEEDED | own))
-        return slots.read(out, "obsm/X_tsne"), slots.read(out, "uns/tsne")["params"]
+        return step_files.read(out, "obsm/X_tsne"), step_files.read(out, "uns/tsne")["params"]
 
     return do
 
 
 @pytest.mark.parametrize("rep", ["pca", "harmony"])
 def test_neighbors_stay_neighbors(demo, rep):
-    embedding = slots.read(demo[f"{rep}/tsne"], "obsm/X_tsne")
+    embedding = step_files.read(demo[f"{rep}/tsne"], "obsm/X_tsne")
     _, array = representation(demo[f"{rep}/{rep}"], 40)
     assert embedding.shape == (len(demo.obs()), 2)
     assert embedding.dtype == np.float32
@@ -35,7 +34,7 @@ def test_neighbors_stay_neighbors(demo, rep):
     shuffled = np.random.default_rng(0).permutation(embedding)
     assert trustworthiness(array, shuffled, n_neighbors=15) < 0.6
     assert trustworthiness(array, embedding, n_neighbors=15) > 0.85
-    params = slots.read(demo[f"{rep}/tsne"], "uns/tsne")["params"]
+    params = step_files.read(demo[f"{rep}/tsne"], "uns/tsne")["params"]
     assert params["perplexity"] == 30
     assert params["use_rep"] == ("X_pca" if rep == "pca" else "X_pca_harmony")
 
@@ -86,7 +85,7 @@ def test_the_learning_rate_grows_with_the_cells(tmp_path, monkeypatch, cells, ex
         asked.update(settings)
         return np.zeros((len(array), 2), dtype=np.float32)
 
-    monkeypatch.setattr(backends, "tsne", embed)
+    monkeypatch.setattr(step, "run_tsne", embed)
     path = write_pca(tmp_path, np.zeros((cells, 3), dtype=np.float32))
     tsne(
         path,
@@ -117,12 +116,12 @@ def test_many_cells_are_left_out_and_that_is_said(
     tmp_path, monkeypatch, caplog, max_cells, cells, computed
 ):
     monkeypatch.setattr(
-        backends, "tsne", lambda array, **_: np.zeros((len(array), 2), dtype=np.float32)
+        step, "run_tsne", lambda array, **_: np.zeros((len(array), 2), dtype=np.float32)
     )
     path = write_pca(tmp_path, np.zeros((cells, 3), dtype=np.float32))
     asked = settings("tsne", **SEEDED, max_cells=max_cells, n_pcs=3, perplexity=5)
     tsne(path, tmp_path / "tsne.h5", **asked)
-    assert ("obsm/X_tsne" in slots.names(tmp_path / "tsne.h5")) == computed
+    assert ("obsm/X_tsne" in step_files.names(tmp_path / "tsne.h5")) == computed
     assert ("t-SNE is left out" in caplog.text) != computed
 
 

@@ -6,8 +6,8 @@ from sklearn.manifold import trustworthiness
 
 from scripts.neighbors import neighbors
 from scripts.umap import umap
-from scrna import slots
-from scrna.graphs import representation
+from scrna.data import step_files
+from scrna.data.graph import representation
 from tests.unit.steps import SEEDED, blobs, settings, write_pca
 
 pytest_plugins = ["tests.unit.fixtures"]
@@ -19,14 +19,14 @@ def do(tmp_path):
         path, graph, out = write_pca(tmp_path, array), tmp_path / "nn.h5", tmp_path / "umap.h5"
         neighbors(path, graph, **settings("neighbors", **SEEDED, n_pcs=n_pcs))
         umap(graph, path, out, **settings("umap", **SEEDED | own))
-        return slots.read(out, "obsm/X_umap")
+        return step_files.read(out, "obsm/X_umap")
 
     return do
 
 
 @pytest.mark.parametrize("rep", ["pca", "harmony"])
 def test_neighbors_stay_neighbors(demo, rep):
-    embedding = slots.read(demo[f"{rep}/umap"], "obsm/X_umap")
+    embedding = step_files.read(demo[f"{rep}/umap"], "obsm/X_umap")
     _, array = representation(demo[f"{rep}/{rep}"], 40)
     assert embedding.shape == (len(demo.obs()), 2)
     assert embedding.dtype == np.float32
@@ -37,10 +37,10 @@ def test_neighbors_stay_neighbors(demo, rep):
 
 
 def test_the_parameters_are_told(demo):
-    params = slots.read(demo["pca/umap"], "uns/umap")["params"]
+    params = step_files.read(demo["pca/umap"], "uns/umap")["params"]
     assert params["a"] == pytest.approx(0.583, abs=1e-3)  # what umap-learn fits to min_dist 0.5
     assert params["b"] == pytest.approx(1.334, abs=1e-3)
-    known = slots.provenance_of(demo["pca/umap"])
+    known = step_files.provenance_of(demo["pca/umap"])
     assert known["step"] == "umap"
     assert known["parameters"]["min_dist"] == 0.5
     assert set(known["inputs"]) == {"neighbors", "representation_of"}

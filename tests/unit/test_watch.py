@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from scrna.watch import process_start
+from scrna.processes import process_start
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 HEAD = f"""
 import atexit, errno, os, sys, time
 sys.path.append({str(SCRIPTS)!r})
-import scrna.watch
-from scrna.watch import die_with
+import scrna.processes
+from scrna.processes import die_with
 """
 NO_PIDFD = """
 def refuse(pid):
@@ -126,7 +126,9 @@ def test_process_start():
 
 
 def test_a_process_ends_with_the_one_that_started_it(tmp_path):
-    child = f"{HEAD}\nscrna.watch.die_with_parent()\nprint(os.getpid(), flush=True)\ntime.sleep(60)"
+    child = (
+        f"{HEAD}\nscrna.processes.die_with_parent()\nprint(os.getpid(), flush=True)\ntime.sleep(60)"
+    )
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     command = [sys.executable, "-c", parent]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as started:

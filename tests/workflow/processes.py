@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from scrna.watch import PID_VARIABLE, process_start
+from scrna.processes import PID_VARIABLE, process_start
 
 
 def wait_until(holds: Callable[[], object], seconds: float = 60) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scrna import slots
+from scrna.data import step_files
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_what_cell_ranger_writes(fresh, real_data):
     workflow.run(*(f"results/{name}/filter.h5" for name in names))
     for slot in ("obs/keep", "var/keep"):
         folder, file = (
-            slots.read(fresh.folder / f"results/{name}/filter.h5", slot) for name in names
+            step_files.read(fresh.folder / f"results/{name}/filter.h5", slot) for name in names
         )
         np.testing.assert_array_equal(folder, file)
     assert len(file) == 36601  # genes: the ten antibodies of the file are left out

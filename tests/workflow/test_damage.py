@@ -4,7 +4,7 @@ import json
 
 import h5py
 
-from scrna import slots
+from scrna.data import step_files
 
 TARGET = "results/plain/normalize.h5"
 
@@ -13,7 +13,7 @@ def digests(folder):
     """What the steps up to the normalisation have found."""
     results = folder / "results/plain"
     steps = {
-        name: slots.digest_of(results / f"{name}.h5") for name in ("qc", "filter", "normalize")
+        name: step_files.digest_of(results / f"{name}.h5") for name in ("qc", "filter", "normalize")
     }
     return steps | {"counts": json.loads((results / "counts.json").read_text())["digest"]}
 

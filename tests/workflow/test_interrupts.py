@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from scrna import slots
-from scrna.simulate import Simulation
+from scrna.data import step_files
+from scrna.ingest.simulate import Simulation
 from tests.workflow.processes import processes_of, wait_until
 
 pytestmark = pytest.mark.slow
@@ -130,7 +130,7 @@ def test_a_second_run_in_the_same_folder_is_refused(done, tmp_path):
     targets = [f"results/plain/pca/{step}.h5" for step in ("umap", "tsne")]
     for target in targets:
         (workflow.folder / target).unlink()
-    lock = workflow.folder / ".snakemake/scrna.lock"
+    lock = workflow.folder / ".snakemake/scrna.resources.locks"
     lock.unlink()
     with open(tmp_path / "output.txt", "w") as output:
         first = workflow.start(*targets, stdout=output, stderr=output)
@@ -156,7 +156,7 @@ def test_a_step_that_fails_says_why_and_the_others_finish(done, tmp_path):
     assert done.plans(bad, asked) == [left, left]
     asked.run("results/plain/pca/trajectory.h5")
     found, wanted = (
-        slots.read(workflow.folder / "results/plain/pca/trajectory.h5", "obs/dpt_pseudotime")
+        step_files.read(workflow.folder / "results/plain/pca/trajectory.h5", "obs/dpt_pseudotime")
         for workflow in (asked, done)
     )
     np.testing.assert_array_equal(found, wanted)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from scrna import slots
-from scrna.watch import process_start
+from scrna.data import step_files
+from scrna.processes import process_start
 from tests.workflow.processes import processes_of, runtime, wait_until
 
 WARM = "run: plain\nworker: warm"
@@ -66,8 +66,8 @@ def test_the_same_results_from_a_worker_and_without(done, tmp_path):
     workflow.run(*files)
     for file in files:
         alone, warm = (run.folder / file for run in (workflow, done))
-        assert slots.digest_of(alone) == slots.digest_of(warm)
-        how = [slots.provenance_of(each)["worker"] for each in (alone, warm)]
+        assert step_files.digest_of(alone) == step_files.digest_of(warm)
+        how = [step_files.provenance_of(each)["worker"] for each in (alone, warm)]
         assert how == ["own process", "warm"]
     for step, says in (("qc", r"\d+ cells: median"), ("hvg", r"\d+ of \d+ genes are")):
         log = (done.folder / f"logs/plain/{step}.log").read_text()
@@ -87,7 +87,7 @@ def test_nothing_is_left_of_a_worker(done, tmp_path):
         process = workflow.start(UMAP, stdout=output, stderr=output)
         assert process.wait(timeout=120) == 0
     wait_until(lambda: not processes_of(process.pid), 10)
-    assert slots.provenance_of(file)["worker"] == "warm"
+    assert step_files.provenance_of(file)["worker"] == "warm"
     assert left(workflow) == []
 
 
@@ -97,7 +97,7 @@ def test_a_run_of_few_steps_starts_no_worker_by_itself(done, tmp_path):
     file = workflow.folder / "results/plain/qc.h5"
     file.unlink()
     workflow.run("results/plain/qc.h5")
-    assert slots.provenance_of(file)["worker"] == "own process"
+    assert step_files.provenance_of(file)["worker"] == "own process"
     assert engine_log(workflow) == ""
 
 
@@ -147,8 +147,8 @@ def test_a_step_that_kills_its_worker_fails_and_those_after_it_get_another(done,
     output = workflow.run(fails=True)
     assert "[umap plain/pca] the worker's process died while it ran this step" in output
     tsne = workflow.folder / "results/plain/pca/tsne.h5"
-    assert slots.provenance_of(tsne)["parameters"]["perplexity"] == 20
-    assert slots.provenance_of(tsne)["worker"] == "warm"
+    assert step_files.provenance_of(tsne)["parameters"]["perplexity"] == 20
+    assert step_files.provenance_of(tsne)["worker"] == "warm"
     assert workflow.due() == {"umap plain/pca", "final plain", "h5ad plain"}
 
 
@@ -174,8 +174,8 @@ def test_two_runs_at_once_in_two_folders(done, tmp_path):
         assert process.returncode == 0, output
         assert output.count("[umap plain/pca] here\n") == 1
         assert "libraries imported in" in engine_log(workflow)
-    digests = {slots.digest_of(workflow.folder / UMAP) for workflow in workflows}
-    assert digests == {slots.digest_of(done.folder / UMAP)}
+    digests = {step_files.digest_of(workflow.folder / UMAP) for workflow in workflows}
+    assert digests == {step_files.digest_of(done.folder / UMAP)}
 
 
 @pytest.mark.slow
@@ -223,7 +223,7 @@ def test_the_next_run_after_an_edited_script_has_another_worker(done, tmp_path):
     script.write_text(script.read_text().replace("pass  # one", "assert min_dist > 0"))
     said = workflow.over("worker_keep_minutes: 0").run(UMAP)
     assert "is warm" not in said
-    assert slots.provenance_of(workflow.folder / UMAP)["worker"] == "warm"
+    assert step_files.provenance_of(workflow.folder / UMAP)["worker"] == "warm"
     wait_until(lambda: not processes_of_worker(workflow), 10)
     assert not {pid for pid in first if process_start(pid)}
 
@@ -259,8 +259,8 @@ def test_steps_go_to_a_cluster_that_exists(done, tmp_path):
         output = attached.run(UMAP)
         wait_until(lambda: left(workflow) == [], 10)
     assert f"worker: 1 of the cluster at {file}" in output
-    assert slots.provenance_of(workflow.folder / UMAP)["worker"] == "warm"
-    assert slots.digest_of(workflow.folder / UMAP) == slots.digest_of(done.folder / UMAP)
+    assert step_files.provenance_of(workflow.folder / UMAP)["worker"] == "warm"
+    assert step_files.digest_of(workflow.folder / UMAP) == step_files.digest_of(done.folder / UMAP)
     shutil.rmtree(tmp_path / "dask")
     assert "cannot be reached within 10 s" in attached.over("seed: 1").run(UMAP, fails=True)
 

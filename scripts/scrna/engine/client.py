@@ -30,7 +30,7 @@ def perform(script: Path, function: str, job: Mapping[str, Any]) -> dict | None:
     script, function
         The rule's script and the name of its step's function, which `scrna.step.step` marks.
     job
-        What `scrna.rule.begin` made of the rule.
+        What `scrna.workflow.rule.begin` made of the rule.
 
     Returns
     -------

@@ -6,10 +6,10 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from scrna.code import tree_digest
+from scrna.code_digest import tree_digest
 from scrna.engine import dask_tasks, protocol
 from scrna.errors import UserError
-from scrna.machine import gpu_problem
+from scrna.resources.gpus import gpu_problem
 
 #: Packages that the run and the workers need in the same version.
 PACKAGES = "dask distributed numpy zarr anndata scanpy".split()

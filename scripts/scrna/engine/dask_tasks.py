@@ -82,7 +82,7 @@ def submit(client, request: dict[str, Any], emit: Callable[[dict], None]) -> dic
 
     Returns
     -------
-    What `scrna.engine.perform.perform` returns.
+    What `scrna.warm_process.perform` returns.
 
     Raises
     ------
@@ -163,7 +163,7 @@ def perform(request: dict[str, Any]) -> dict[str, Any]:
 
     Returns
     -------
-    What `scrna.engine.perform.perform` returns, and is_again (whether it was tried before and so
+    What `scrna.warm_process.perform` returns, and is_again (whether it was tried before and so
     not done), worker (the address) and records (how many log records were sent).
     """
     from distributed import get_worker, secede
@@ -180,8 +180,8 @@ def perform(request: dict[str, Any]) -> dict[str, Any]:
 def _perform(worker, request: dict[str, Any]) -> dict[str, Any]:
     """Run a step in the thread of the steps."""
     global _dropping
-    from scrna import cache
-    from scrna.engine import perform
+    from scrna import warm_process
+    from scrna.resources import kept_matrices
 
     outcome = {"worker": worker.address, "records": 0, "is_broken": False, "is_again": True}
     try:
@@ -194,14 +194,14 @@ def _perform(worker, request: dict[str, Any]) -> dict[str, Any]:
         worker.log_event(request["topic"], record)
 
     def drop() -> None:
-        cache.stop()
-        perform.free_memory()
+        kept_matrices.stop()
+        warm_process.free_memory()
 
     if _dropping is not None:
         _dropping.cancel()
-    cache.start()
-    outcome |= perform.perform(request, emit) | {"is_again": False}
-    _steps.submit(perform.free_memory)  # before the next step, but nobody waits for it
+    kept_matrices.start()
+    outcome |= warm_process.perform(request, emit) | {"is_again": False}
+    _steps.submit(warm_process.free_memory)  # before the next step, but nobody waits for it
     _dropping = threading.Timer(_KEPT, _steps.submit, [drop])
     _dropping.daemon = True
     _dropping.start()

@@ -17,12 +17,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from scrna import machine
 from scrna.attended import is_attended
-from scrna.code import tree_digest
+from scrna.code_digest import tree_digest
 from scrna.engine import protocol
 from scrna.environment import environment_digest
 from scrna.errors import UserError
+from scrna.resources import gpus
 
 #: Minutes that a worker stays where a person sits at a terminal (``worker_keep_minutes: auto``).
 KEEP_MINUTES = 10
@@ -97,7 +97,7 @@ def begin(
     Parameters
     ----------
     config
-        A `scrna.config.complete` config.
+        A `scrna.config.settings.complete` config.
     backend
         ``gpu`` or ``cpu``.
     due
@@ -169,7 +169,7 @@ def _settings(
     """Gather what makes a worker what it is, and the environment of its process."""
     scheduler = protocol.scheduler_of(config)
     on_gpu, on_cpu = (backend == where and not scheduler for where in ("gpu", "cpu"))
-    chosen = machine.chosen_gpus(config["gpus"]) if on_gpu else []
+    chosen = gpus.chosen_gpus(config["gpus"]) if on_gpu else []
     if config["dask"]["protocol"] == "ucx" and len(chosen) > 1:
         msg = (
             "dask.protocol is ucx, over which any user of this machine could run code through the "

@@ -26,11 +26,11 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[2]))
 
-from scrna import lock
 from scrna.engine import protocol
-from scrna.host import GIB, has_other_users, host_memory
 from scrna.log import log, send_logs
-from scrna.watch import process_start
+from scrna.processes import process_start
+from scrna.resources import locks
+from scrna.resources.host_memory import GIB, has_other_users, host_memory
 
 _TICK = 1.0  # seconds between looks at the memory and the clock
 _FIRST = 5.0  # seconds that a server waits for the run that started it
@@ -305,7 +305,7 @@ class Server:
         if self.settings["is_host"] and memory.available < headroom:
             return "memory is short"
         is_idle = now - self._last_step > _IDLE
-        if is_idle and any(lock.is_gpu_in_use(index) for index in self.settings["gpus"]):
+        if is_idle and any(locks.is_gpu_in_use(index) for index in self.settings["gpus"]):
             return "another process uses the GPU"
         if now - self._last_run > _SHARED and has_other_users():
             return "other people use this machine"
@@ -337,7 +337,7 @@ def main(settings: dict[str, Any]) -> None:
         server.serve()
     finally:
         server.end()
-        with lock.Lock(path.with_name("lock")) as guard, suppress(OSError):
+        with locks.Lock(path.with_name("lock")) as guard, suppress(OSError):
             is_free = guard.try_acquire("the end of a worker")  # else a run that starts removes it
             if is_free and protocol.stamp(path) == settings["stamp"]:
                 path.unlink()

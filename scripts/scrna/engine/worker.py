@@ -25,7 +25,7 @@ if __name__ == "__main__":
 
 from scrna.engine import protocol
 from scrna.log import log, send_logs
-from scrna.watch import die_with_parent
+from scrna.processes import die_with_parent
 
 #: Why the libraries could not be imported, if they could not: each step says so.
 _trouble: Exception | None = None
@@ -71,9 +71,9 @@ def _import(settings: dict[str, Any]) -> None:
         importlib.import_module("distributed")
     else:
         importlib.import_module("scanpy")
-        importlib.import_module("scrna.engine.perform")
+        importlib.import_module("scrna.warm_process")
     if settings["needs_umap"]:
-        from scrna.compiled import import_umap
+        from scrna.methods.umap_compiled import import_umap
 
         import_umap()
     log.info("libraries imported in %.1f s", time.perf_counter() - start)
@@ -118,7 +118,7 @@ def serve(server: socket.socket, settings: dict[str, Any]) -> None:
         if is_broken:
             return
         if not settings["scheduler"]:
-            from scrna.engine.perform import free_memory
+            from scrna.warm_process import free_memory
 
             free_memory()
 
@@ -129,14 +129,15 @@ def _prepare(settings: dict[str, Any]):
         from scrna.engine import dask_tasks
 
         return dask_tasks.connected(settings["scheduler"])
-    from scrna import backend, cache, machine, step
+    from scrna import backend, step
+    from scrna.resources import gpus, kept_matrices
 
     if settings["backend"] == "gpu":
-        machine.remember()
+        gpus.remember()
         step.start_gpu(**settings["config"]["gpu"])
     backend.load(settings["backend"])
     step.configure(settings["config"])
-    cache.start()
+    kept_matrices.start()
     return None
 
 
@@ -156,7 +157,7 @@ def _step(connection, waited_s: float, say, settings, trouble, client) -> bool:
             outcome = dask_tasks.submit(client, request, emit)
             outcome["is_broken"] = client.status != "running"
         else:
-            from scrna.engine.perform import perform
+            from scrna.warm_process import perform
 
             os.chdir(request["directory"])
             outcome = perform(request, emit, trouble)
@@ -184,28 +185,29 @@ def _say(server: socket.socket, kind: str, **more) -> None:
 
 def _kept() -> int:
     """Return the bytes of the matrices that are kept here."""
-    cache = sys.modules.get("scrna.cache")
-    return cache.nbytes() if cache else 0
+    kept_matrices = sys.modules.get("scrna.resources.kept_matrices")
+    return kept_matrices.nbytes() if kept_matrices else 0
 
 
 def _has_pool(settings: dict[str, Any]) -> bool:
     """Return whether memory on the GPU comes from a pool, which does not shrink."""
     if settings["backend"] != "gpu" or settings["scheduler"]:
         return False
-    from scrna.backend import memory_kind
+    from scrna.resources.gpu_pool import memory_kind
 
     return memory_kind(settings["config"]["gpu"]["memory"]) == "pool"
 
 
 def _drop() -> None:
     """Hold nothing that an earlier step left."""
-    if "scrna.blocks" in sys.modules:
-        from scrna import blocks, cache
-        from scrna.engine.perform import free_memory
+    if "scrna.data.matrix" in sys.modules:
+        from scrna.data import row_blocks
+        from scrna.resources import kept_matrices
+        from scrna.warm_process import free_memory
 
-        blocks.end_cluster()
-        cache.stop()
-        cache.start()
+        row_blocks.end_cluster()
+        kept_matrices.stop()
+        kept_matrices.start()
         free_memory()
 
 

@@ -8,15 +8,15 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from scrna import slots
-from scrna.celltypes import place_of
-from scrna.colours import colours_of
 from scrna.damage import reading
+from scrna.data import step_files
+from scrna.data.benchmarks import Usage
+from scrna.methods.cell_types import place_of
+from scrna.plots.colours import colours_of
 from scrna.progress import short_duration
 from scrna.report.captions import TOPICS, Picture, pictures
 from scrna.report.findings import findings
 from scrna.report.results import REPRESENTATIONS, Markers, Results
-from scrna.usage import Usage
 
 SOURCES = Path(__file__).parent
 #: Bytes of all pictures together, beyond which the largest are packed again.
@@ -133,14 +133,14 @@ def numbers(results: Results, usages: Sequence[Usage]) -> list[Number]:
     rows = results.filtered
     n_obs, n_vars = (int(rows["all"][key]) for key in ("cells", "genes"))
     cells, genes = (int(rows["kept"][key]) for key in ("cells", "genes"))
-    high = int(slots.read(results.files["", "hvg"], "var/highly_variable").sum())
+    high = int(step_files.read(results.files["", "hvg"], "var/highly_variable").sum())
     found = [
         Number("cells", f"{cells:,}", f"of {n_obs:,} ({_percent(cells, n_obs)})"),
         Number("genes", f"{genes:,}", f"of {n_vars:,}"),
         Number("highly variable genes", f"{high:,}", results.parameters("hvg")["flavor"]),
     ]
     for rep in results.reps:
-        n_clusters = len(slots.read(results.files[rep, "leiden"], "obs/leiden").categories)
+        n_clusters = len(step_files.read(results.files[rep, "leiden"], "obs/leiden").categories)
         resolution = results.parameters("leiden", rep)["resolution"]
         first = resolution[0] if isinstance(resolution, list) else resolution
         of = f"clusters, {rep}" if len(results.reps) > 1 else "clusters"
@@ -163,7 +163,7 @@ def clusters(
     -------
     rep, label, and rows: name, called (what annotations call it), colour, n, share, genes.
     """
-    found = slots.read(results.files[rep, "leiden"], "obs/leiden")
+    found = step_files.read(results.files[rep, "leiden"], "obs/leiden")
     groupby = results.parameters("markers", rep).get("groupby")
     top = markers.genes(_NAMED) if markers and groupby == "leiden" else {}
     called = _names_of(results, rep, "leiden", annotations)
@@ -306,7 +306,7 @@ def provenance(results: Results) -> list[dict[str, Any]]:
     rows = []
     for (rep, step), record in results.records.items():
         path = results.files.get((rep, step))
-        digest = slots.digest_of(path) if path else results.source["digest"]
+        digest = step_files.digest_of(path) if path else results.source["digest"]
         rows.append(
             {
                 "step": f"{step} ({rep})" if rep and rep != step else step,

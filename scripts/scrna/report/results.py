@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from scrna import slots
-from scrna.counts import Counts
 from scrna.damage import read_summary, reading
-from scrna.labels import numbered_labels
-from scrna.spreadsheet import unescaped
-from scrna.usage import Usage, usage_of
+from scrna.data import step_files
+from scrna.data.benchmarks import Usage, usage_of
+from scrna.data.counts import Counts
+from scrna.data.labels import numbered_labels
+from scrna.data.spreadsheet import unescaped
 
 #: Representation → what it is called; the last that there is is the result.
 REPRESENTATIONS = {"pca": "PCA, before integration", "harmony": "Harmony, after integration"}
@@ -62,7 +62,7 @@ def read_markers(path: Path, most: int) -> Markers:
     """
     n_read: dict[str, int] = {}
     rows = []
-    slots.check_table(path)
+    step_files.check_table(path)
     with reading(path), path.open(newline="", encoding="utf-8") as file:
         reader = csv.reader(file)
         columns = next(reader)
@@ -120,7 +120,7 @@ class Results:
     def records(self) -> dict[tuple[str, str], dict[str, Any]]:
         """Representation and step → provenance, conversion first."""
         found = {("", "convert"): self.source["provenance"]}
-        return found | {key: slots.provenance_of(path) for key, path in self.files.items()}
+        return found | {key: step_files.provenance_of(path) for key, path in self.files.items()}
 
     @cached_property
     def source(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class Results:
     @cached_property
     def filtered(self) -> dict[str, dict[str, float | None]]:
         """Rows of ``filter.csv`` by criterion: bound, cells, cells_by_this_alone, genes."""
-        slots.check_table(self.filter_table)
+        step_files.check_table(self.filter_table)
         with reading(self.filter_table), self.filter_table.open(newline="") as file:
             return {
                 row.pop("criterion"): {key: float(v) if v else None for key, v in row.items()}
@@ -146,13 +146,13 @@ class Results:
     @cached_property
     def keep(self) -> np.ndarray:
         """Mask of the cells that stay, over all."""
-        return slots.read(self.files["", "filter"], "obs/keep")
+        return step_files.read(self.files["", "filter"], "obs/keep")
 
     @cached_property
     def integration(self) -> dict[str, Any] | None:
         """The scores of the integration and its verdict, where they are computed."""
         path = self.files.get(("", "integration"))
-        return slots.read(path, "uns/integration") if path else None
+        return step_files.read(path, "uns/integration") if path else None
 
     def unlabelled(self, label_key: str, missing: Sequence[str]) -> tuple[str, int]:
         """Count the kept cells without a label.
@@ -218,16 +218,16 @@ class Results:
     def has(self, step: str, slot: str) -> bool:
         """Tell whether a step has left a slot, in any representation."""
         return any(
-            slot in slots.names(path) for (_, name), path in self.files.items() if name == step
+            slot in step_files.names(path) for (_, name), path in self.files.items() if name == step
         )
 
     def clusterings(self, rep: str) -> dict[str, pd.Categorical]:
         """Read the clusterings of a representation, by name: leiden, leiden_0.6, louvain, ..."""
         return {
-            name.removeprefix("obs/"): slots.read(path, name)
+            name.removeprefix("obs/"): step_files.read(path, name)
             for step in CLUSTERINGS
             if (path := self.files.get((rep, step)))
-            for name in sorted(slots.names(path), key=len)
+            for name in sorted(step_files.names(path), key=len)
             if name.startswith("obs/")
         }
 

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from scrna import slots
+from scrna.data import step_files
 from scrna.engine import dask_check, dask_tasks
 from scrna.errors import UserError
-from scrna.watch import process_start
+from scrna.processes import process_start
 from tests.unit.engine.toys import (
     CONFIG,
     FOREVER,
@@ -104,8 +104,8 @@ def test_a_step_in_a_cluster_that_exists_is_as_one_in_its_own_process(request, w
     assert there.code == 0
     assert plain(there.stderr) == plain(here.stderr)
     assert plain(there.log) == plain(here.log)
-    assert slots.digest_of(there.out) == slots.digest_of(here.out)
-    assert slots.provenance_of(there.out)["worker"] == "warm"
+    assert step_files.digest_of(there.out) == step_files.digest_of(here.out)
+    assert step_files.provenance_of(there.out)["worker"] == "warm"
     assert not list((attached.folder / ".snakemake").iterdir())
 
 

@@ -15,8 +15,8 @@ import pytest
 from scrna import environment
 from scrna.engine import protocol, run, server
 from scrna.errors import UserError
-from scrna.host import GIB, Memory
-from scrna.lock import gpu_lock
+from scrna.resources.host_memory import GIB, Memory
+from scrna.resources.locks import gpu_lock
 from tests.unit.engine.toys import (
     CONFIG,
     PID,
@@ -182,7 +182,7 @@ def test_a_run_that_needs_another_worker_leaves_that_of_a_run_beside_it(
 def test_a_script_that_is_edited_gives_another_identity(tmp_path, monkeypatch):
     import shutil
 
-    from scrna.code import _read, tree_digest
+    from scrna.code_digest import _read, tree_digest
 
     scripts = tmp_path / "scripts"
     shutil.copytree(SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))

@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from scrna import slots
+from scrna.data import step_files
 from scrna.engine import client, protocol
 from scrna.errors import UserError
-from scrna.watch import process_start
+from scrna.processes import process_start
 from tests.unit.engine.toys import (
     CONFIG,
     FOREVER,
@@ -34,8 +34,8 @@ def test_a_step_in_the_worker_is_as_one_in_its_own_process(warm, cold):
     assert plain(there.log) == plain(here.log)
     assert plain(there.stderr).count("\n") == 304
     assert "[toy pbmc3k] graph is not connected (RuntimeWarning in toy.py:" in there.stderr
-    assert slots.digest_of(there.out) == slots.digest_of(here.out)
-    ours, theirs = slots.provenance_of(there.out), slots.provenance_of(here.out)
+    assert step_files.digest_of(there.out) == step_files.digest_of(here.out)
+    ours, theirs = step_files.provenance_of(there.out), step_files.provenance_of(here.out)
     assert (ours["worker"], theirs["worker"]) == ("warm", "own process")
     assert ours["parameters"] == theirs["parameters"] == {"size": 5}
     assert ours["recall"] == theirs["recall"] == 0.97
@@ -54,7 +54,7 @@ def test_a_rules_own_process_ends_at_once_but_its_log_is_whole(cold, library):
     ended = cold.run(body, size=1 if library == "distributed" else 2)
     assert ended.code == 0
     assert "s since the process started" in ended.log.splitlines()[-1]
-    assert slots.read(ended.out, "obs/a").tolist() == [0, 1, 2]
+    assert step_files.read(ended.out, "obs/a").tolist() == [0, 1, 2]
     assert ended.stdout.startswith("said")
     assert ("farewell" in ended.stdout) is (library == "distributed")
 

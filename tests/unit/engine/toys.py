@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scrna import slots
+from scrna.data import step_files
 from scrna.engine import protocol, run
 
 SCRIPTS = protocol.SCRIPTS
@@ -38,7 +38,7 @@ runpy.run_path(sys.argv[2], {"snakemake": rule}, "__main__")
 """
 HEAD = """
 if __name__ == "__main__":
-    from scrna.rule import hand_over
+    from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)
 
@@ -89,7 +89,7 @@ class Ended:
     def pid(self) -> int:
         """The process that the step ran in, of a step that is `PID`."""
         assert self.code == 0, self.stderr
-        return int(slots.read(self.out, "obs/pid")[0])
+        return int(step_files.read(self.out, "obs/pid")[0])
 
     @property
     def modules(self) -> list[str]:

@@ -1,0 +1,77 @@
+"""Clusterings and clusters that settings name: those that there cannot be are refused at once."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from scrna.names import is_clustering
+
+
+def clustering_problems(
+    dataset: Mapping[str, Any],
+    annotations: Mapping[str, Mapping[str, str]],
+    *,
+    is_integrated: bool,
+) -> Iterator[str]:
+    """Say which clusterings are made twice, and which are named and not made.
+
+    Parameters
+    ----------
+    dataset
+        A dataset of a `scrna.config.settings.complete` config.
+    annotations
+        Its names for clusters, by clustering.
+    is_integrated
+        Whether it has a batch_key, and so two representations.
+
+    Yields
+    ------
+    A sentence for each problem.
+    """
+    for method in ("leiden", "louvain"):
+        names = _resolutions(dataset, method)
+        for name in sorted({name for name in names if names.count(name) > 1}):
+            given = [r for r in dataset[method]["resolution"] if f"{method}_{r:g}" == name]
+            yield (
+                f"{method}.resolution has {' and '.join(map(str, given))}, which both make {name}: "
+                "leave one of them out"
+            )
+    groupby = dataset["markers"]["groupby"]
+    if dataset["markers"]["enabled"] and is_clustering(groupby):
+        yield from _not_made(dataset, groupby, "markers.groupby is")
+    for clustering, names in annotations.items():
+        key = "annotations names clusters of"
+        if clustering.endswith("_pca") and not is_integrated:
+            yield (
+                f"{key} {clustering}, but without a batch_key there is one representation: "
+                f"write {clustering.removesuffix('_pca')}"
+            )
+        yield from _not_made(dataset, clustering.removesuffix("_pca"), key)
+        yield from _no_clusters(names, f"annotations.{clustering} names")
+    root = dataset["trajectory"]["root"] or {}
+    if "cluster" in root and dataset["trajectory"]["enabled"]:
+        yield from _no_clusters([str(root["cluster"])], "trajectory.root.cluster is")
+
+
+def _resolutions(dataset: Mapping[str, Any], method: str) -> list[str]:
+    """List the columns that several resolutions make (`scrna.methods.cluster_names`)."""
+    resolutions = dataset[method]["resolution"]
+    return [f"{method}_{r:g}" for r in resolutions] if isinstance(resolutions, list) else []
+
+
+def _not_made(dataset: Mapping[str, Any], clustering: str, key: str) -> Iterator[str]:
+    """Say if a clustering is none that the settings make."""
+    method, _, asked = clustering.partition("_")
+    if method == "louvain" and not dataset["louvain"]["enabled"]:
+        yield f"{key} {clustering}, but louvain.enabled is false"
+    names = _resolutions(dataset, method)
+    if asked and clustering not in names:
+        have = ", ".join([method, *names])
+        yield f"{key} {clustering}, but {method}.resolution gives {have}"
+
+
+def _no_clusters(names: Iterable[str], key: str) -> Iterator[str]:
+    """Say which names are none that a cluster can have."""
+    for name in names:
+        if not re.fullmatch("0|[1-9][0-9]*", name):
+            yield f"{key} {name!r}, which no cluster can be: they are numbered 0, 1, 2, ..."

@@ -1,0 +1,204 @@
+"""Where a dataset's counts come from, and which columns its settings name."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from scrna.config.file_formats import folder_advice
+from scrna.config.schema import nearest
+from scrna.config.settings import batch_keys
+from scrna.config.source_address import (
+    address_digest,
+    check_file,
+    check_variables,
+    local_path,
+    scheme_of,
+    without_credentials,
+)
+from scrna.damage import read_summary
+from scrna.errors import UserError
+from scrna.names import is_clustering
+
+#: The files of a 10x folder, as they begin.
+MTX_FILES = ["matrix.mtx", "barcodes.tsv", "features.tsv", "genes.tsv"]
+
+
+#: Keys of a dataset that say how its source is read.
+READING = ["kind", "matrix", "gene_symbols", "keep_obs", "sha256"]
+
+
+#: Columns that qc adds to obs, which regress_out may name.
+QC_COLUMNS = re.compile(
+    r"(log1p_)?(total_counts(_mt|_ribo|_hb)?|n_genes_by_counts)"
+    r"|pct_counts_(mt|ribo|hb)"
+)
+
+
+def required_obs(dataset: Mapping[str, Any], name: str) -> dict[str, str]:
+    """List the obs columns that a dataset's settings name.
+
+    Parameters
+    ----------
+    dataset
+        A dataset of a `complete` config.
+    name
+        Its name.
+
+    Returns
+    -------
+    Column → the config key that names it.
+    """
+    where = f"datasets.{name}"
+    wanted = dict.fromkeys(batch_keys(dataset), f"{where}.batch_key")
+    if dataset["label_key"]:
+        wanted[dataset["label_key"]] = f"{where}.label_key"
+    if dataset["hvg"]["batch_key"] not in (None, "auto"):
+        wanted[dataset["hvg"]["batch_key"]] = "hvg.batch_key"
+    wanted |= dict.fromkeys(covariates(dataset), "pca.regress_out")
+    groupby = dataset["markers"]["groupby"]
+    if dataset["markers"]["enabled"] and not is_clustering(groupby):
+        wanted[groupby] = "markers.groupby"
+    return wanted
+
+
+def covariates(dataset: Mapping[str, Any]) -> list[str]:
+    """List the columns of pca.regress_out that are the source's, not those that qc adds."""
+    top = {f"pct_counts_in_top_{n}_genes" for n in dataset["qc"]["percent_top"]}
+    return [
+        key
+        for key in dataset["pca"]["regress_out"]
+        if not QC_COLUMNS.fullmatch(key) and key not in top
+    ]
+
+
+class Source(NamedTuple):
+    """Where a dataset's counts come from: a URL to download, and the files that hold them.
+
+    The URL has no credentials, and its variables are not filled in; where it has any, `version` is
+    a digest of what they make of it.
+    """
+
+    url: str | None
+    files: list[str]
+    version: str | None = None
+
+    def address(self) -> dict[str, str]:
+        """Return what the download depends on."""
+        version = {} if self.version is None else {"version": self.version}
+        return {"url": self.url, **version}
+
+
+def sources(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, Source]:
+    """Find the files of every dataset.
+
+    Parameters
+    ----------
+    datasets
+        Datasets of a `complete` config.
+
+    Returns
+    -------
+    Dataset → its source; what is downloaded or simulated lies in ``resources/``.
+
+    Raises
+    ------
+    UserError
+        If a path's variable is not set, nothing is there, a folder is no 10x folder, or a URL's
+        file has no suffix that tells what it is.
+    """
+    return {name: _source(name, dataset) for name, dataset in datasets.items()}
+
+
+def _source(name: str, dataset: Mapping[str, Any]) -> Source:
+    if dataset["kind"] == "simulate":
+        return Source(None, [f"resources/{name}.h5ad"])
+    key, given = f"datasets.{name}.source", without_credentials(dataset["source"])
+    is_literal = scheme_of(given) is None and os.path.exists(given)  # its name may have a $ or ~
+    address = given if is_literal else check_variables(key, name, given)
+    if (path := local_path(key, address)) is None:
+        suffix = Path(urlsplit(address).path).suffix
+        if suffix not in (".h5ad", ".h5"):
+            msg = f"{key} is {given!r}; a URL has to end in .h5ad or .h5 (10x)"
+            raise UserError(msg)
+        version = address_digest(address) if address != given else None
+        return Source(given, [f"resources/{name}{suffix}"], version)
+    if wildcard := re.search(r"\{[^{}]*\}", path):
+        msg = (
+            f"{key} is {given!r}, but Snakemake takes {wildcard[0]} in a path for a wildcard; "
+            "rename the file or folder, or name a symbolic link to it"
+        )
+        raise UserError(msg)
+    if Path(path).is_dir():
+        there = sorted(file for file in Path(path).iterdir() if file.is_file())
+        ends = [(stem, f"{stem}.gz") for stem in MTX_FILES]
+        files = [str(file) for end in ends for file in there if file.name.endswith(end)]
+        if len(files) != 3:
+            msg = (
+                f"{key} is {given!r}, a folder without the three files of 10x (matrix.mtx, "
+                "barcodes.tsv, features.tsv or genes.tsv, each maybe .gz); "
+                f"found {', '.join(files) or 'none'}{folder_advice(Path(path))}"
+            )
+            raise UserError(msg)
+        return Source(None, files)
+    if not Path(path).exists():
+        msg = f"{key} is {given!r}, but there is no such file or folder"
+        if not os.path.isabs(path):
+            msg += f" in {os.getcwd()}"
+        raise UserError(msg)
+    check_file(key, path)
+    return Source(None, [path])
+
+
+def check_columns(
+    datasets: Mapping[str, Mapping[str, Any]], found: Mapping[str, Source], results: str
+) -> None:
+    """Refuse columns that converted counts do not have, before anything runs.
+
+    Counts that were converted from other files, or before their files changed, tell nothing: they
+    will be converted again.
+
+    Parameters
+    ----------
+    datasets
+        Datasets of a `complete` config.
+    found
+        Their `sources`.
+    results
+        The folder with a folder for each dataset.
+
+    Raises
+    ------
+    UserError
+        For the first such column: the config key, and what columns there are.
+    """
+    for name, dataset in datasets.items():
+        summary = Path(results, name, "counts.json")
+        if not summary.exists():
+            continue
+        facts = read_summary(summary)
+        if not is_current(facts, summary, found[name].files, dataset):
+            continue
+        columns = list(facts["obs_columns"])
+        for column, key in required_obs(dataset, name).items():
+            if column not in columns:
+                msg = (
+                    f"{key} names {column!r}, which obs of {name} does not have (if its source is "
+                    f"another by now, remove {summary}); {nearest(column, columns)}"
+                )
+                raise UserError(msg)
+
+
+def is_current(
+    facts: Mapping[str, Any], summary: Path, files: list[str], dataset: Mapping[str, Any]
+) -> bool:
+    """Return whether counts were converted from these files as they are now, and in this way."""
+    if {Path(entry["path"]) for entry in facts["source"]} != set(map(Path, files)):
+        return False
+    made = facts.get("provenance", {}).get("parameters", {})
+    if any(key in made and made[key] != dataset[key] for key in READING):
+        return False
+    there = [Path(file) for file in files if Path(file).exists()]
+    return all(file.stat().st_mtime <= summary.stat().st_mtime for file in there)

@@ -1,0 +1,289 @@
+"""The config: checked against its schema, defaults filled in, a dataset's overrides merged.
+
+The schema, ``config/schemas/config.schema.yaml``, is the one place for keys, types, bounds,
+defaults and descriptions. ``python scripts/scrna/config/settings.py`` writes the settings in
+``config/config.yaml`` from it anew.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parents[2]))
+
+from scrna.config.clustering_checks import clustering_problems
+from scrna.config.schema import (
+    SCHEMA,
+    as_yaml,
+    errors_in,
+    nearest,
+    resolve,
+    schema,
+    with_defaults,
+)
+from scrna.errors import UserError
+from scrna.resources.estimates import MATRIX_STEPS
+from scrna.resources.plan import blocks_problems
+
+#: The steps that a dataset may override, as the schema names their sections.
+SECTIONS = "qc filter normalize hvg pca harmony neighbors umap tsne leiden louvain".split()
+SECTIONS += "markers trajectory integration final figures report".split()
+#: What `run: auto` takes: bytes of GPU memory from which on, and the dataset.
+PICKS = [(96e9, "cell_atlas"), (24e9, "brain_1m")]
+MARK = "# ---- every setting of every step, with its default (written from the schema) ----"
+#: The PCA solvers of each backend, by what they are given: see scanpy.pp.pca and rsc.pp.pca.
+SOLVERS = {
+    ("cpu", "a sparse matrix"): ["auto", "arpack", "covariance_eigh"],
+    ("cpu", "a dense matrix"): ["auto", "arpack", "covariance_eigh", "randomized", "full"],
+    ("cpu", "zero_center false"): ["auto", "arpack", "randomized"],
+    ("gpu", "a sparse matrix"): ["auto", "covariance_eigh", "lanczos", "randomized"],
+    ("gpu", "a dense matrix"): ["auto", "full"],
+}
+
+
+def pick_run(
+    config: Mapping[str, Any], gpu_memory: Callable[[], int | None]
+) -> tuple[dict[str, Any], str | None]:
+    """Put a dataset's name in place of ``run: auto``: the largest that the GPU is up to.
+
+    Parameters
+    ----------
+    config
+        The config as Snakemake merged it from its files.
+    gpu_memory
+        Tells the bytes of the first GPU's memory, the host's where they share it; None without a
+        GPU. Asked for `auto` alone.
+
+    Returns
+    -------
+    The config, and the line for the terminal that says what was picked and why; None where `run`
+    names datasets itself, one called auto among them.
+
+    Raises
+    ------
+    UserError
+        If there is no GPU, its memory is too small, or the dataset is not defined.
+    """
+    datasets = config.get("datasets") or {}
+    if config.get("run") != "auto" or "auto" in datasets:
+        return dict(config), None
+    total = gpu_memory()
+    names = [name for least, name in PICKS if total is not None and total >= least]
+    advice = "name a dataset yourself, e.g. run: demo"
+    if total is None:
+        msg = f"run: auto picks a dataset by the GPU's memory, and there is no GPU here; {advice}"
+        raise UserError(msg)
+    if not names:
+        least, smallest = PICKS[-1]
+        msg = (
+            f"run: auto picks no dataset for a GPU with {total / 1e9:.1f} GB of memory: "
+            f"{smallest}, the smaller one, is for {least / 1e9:.0f} GB and more; {advice}"
+        )
+        raise UserError(msg)
+    if names[0] not in datasets:
+        msg = f"run: auto picks {names[0]}, which datasets does not define; define it, or {advice}"
+        raise UserError(msg)
+    return {**config, "run": names[0]}, f"run: {names[0]} (auto: the GPU has {total / 1e9:.1f} GB)"
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Check a config and fill in what it leaves out.
+
+    Parameters
+    ----------
+    config
+        The config as Snakemake merged it from its files.
+
+    Returns
+    -------
+    The config with every default; `run` is a list, and every dataset that runs has `execution` and
+    every section of `SECTIONS`, its own overrides laid over the config's.
+
+    Raises
+    ------
+    UserError
+        For every wrong key or value at once: its name, what was found, what was expected.
+    """
+    if problems := errors_in(config):
+        raise UserError(_listed(problems))
+    full = with_defaults(config, schema())
+    full["run"] = [full["run"]] if isinstance(full["run"], str) else list(full["run"])
+    known = list(full["datasets"])
+    problems = [
+        f"run names {name!r}, which datasets does not define; {nearest(name, known)}"
+        for name in full["run"]
+        if name not in known
+    ]
+    if problems:
+        raise UserError(_listed(problems))
+    full["datasets"] = full["datasets"] | {name: _dataset(full, name) for name in full["run"]}
+    return full
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Refuse settings that contradict each other, or that the backend does not have.
+
+    Parameters
+    ----------
+    config
+        A `complete` config, its backend resolved to gpu or cpu.
+
+    Raises
+    ------
+    UserError
+        For every such setting at once, with what to take instead.
+    """
+    problems = [
+        f"datasets.{name}: {problem}"
+        for name in config["run"]
+        for problem in _problems(config["datasets"][name], config["backend"])
+    ]
+    if problems:
+        raise UserError(_listed(problems))
+
+
+def batch_keys(dataset: Mapping[str, Any]) -> list[str]:
+    """List a dataset's batch columns; none means no integration."""
+    keys = dataset["batch_key"] or []
+    return [keys] if isinstance(keys, str) else list(keys)
+
+
+def annotations(dataset: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Give a dataset's names for clusters; YAML reads a cluster's number as one, without quotes."""
+    return {
+        clustering: {str(cluster): name for cluster, name in names.items()}
+        for clustering, names in dataset["annotations"].items()
+    }
+
+
+# ---------------------------------------------------------------------------------------- checks
+
+
+def _listed(problems: list[str]) -> str:
+    return "\n".join(["The config has errors:", *(f"  - {problem}" for problem in problems)])
+
+
+def _problems(dataset: Mapping[str, Any], backend: str) -> Iterator[str]:
+    """Say what in a dataset's settings cannot be done."""
+    if dataset["kind"] != "simulate" and not dataset["source"]:
+        yield "source is missing: the URL or path of the counts"
+    bounds = dataset["filter"]
+    for low, high in (("min_counts", "max_counts"), ("min_genes", "max_genes")):
+        if None not in (bounds[low], bounds[high]) and bounds[low] > bounds[high]:
+            yield f"filter.{low} is {bounds[low]}, above filter.{high}, {bounds[high]}"
+    root = dataset["trajectory"]["root"] or {}
+    if "label" in root and not dataset["label_key"]:
+        yield "trajectory.root names a label, but label_key is not set"
+    if backend == "cpu" and dataset["markers"]["method"] == "wilcoxon_binned":
+        instead = "t-test" if dataset["execution"] == "blocks" else "wilcoxon"
+        yield f"markers.method wilcoxon_binned is the GPU's; on the CPU take {instead}"
+    if backend == "cpu" and dataset["tsne"]["method"] == "fft":
+        yield "tsne.method fft is the GPU's; on the CPU take auto"
+    yield from _search_problems(dataset["neighbors"], backend)
+    if batch_keys(dataset):
+        yield from _harmony_problems(dataset["harmony"], len(batch_keys(dataset)), backend)
+    yield from _pattern_problems(dataset["qc"])
+    yield from _solver_problems(dataset["pca"], backend)
+    yield from clustering_problems(
+        dataset, annotations(dataset), is_integrated=bool(batch_keys(dataset))
+    )
+    if dataset["execution"] == "blocks":
+        for step in MATRIX_STEPS:
+            if dataset[step].get("enabled", True):
+                for problem in blocks_problems(step, dataset[step], backend):
+                    yield f"{problem} (execution: blocks)"
+
+
+def _search_problems(neighbors: Mapping[str, Any], backend: str) -> Iterator[str]:
+    algorithm, metric = neighbors["algorithm"], neighbors["metric"]
+    if backend == "cpu" and algorithm != "auto":
+        yield f"neighbors.algorithm {algorithm} is the GPU's; on the CPU take auto"
+    if (algorithm, metric) == ("cagra", "cosine"):
+        yield "neighbors.algorithm cagra does not do metric cosine; take auto or nn_descent"
+
+
+def _harmony_problems(harmony: Mapping[str, Any], n_keys: int, backend: str) -> Iterator[str]:
+    if harmony["ridge_lambda"] is not None and harmony["flavor"] == "harmony2":
+        yield (
+            f"harmony.ridge_lambda is {harmony['ridge_lambda']}, but flavor harmony2 estimates it; "
+            "leave it null or take flavor harmony1"
+        )
+    if isinstance(harmony["theta"], list) and len(harmony["theta"]) != n_keys:
+        yield f"harmony.theta has {len(harmony['theta'])} values for {n_keys} batch columns"
+    if harmony["flavor"] == "harmony1" and backend == "cpu":
+        yield "harmony.flavor harmony1 is the GPU's; on the CPU take harmony2"
+
+
+def _solver_problems(pca: Mapping[str, Any], backend: str) -> Iterator[str]:
+    # without centring scale leaves the matrix sparse
+    is_dense = bool(pca["regress_out"] or (pca["scale"] and pca["zero_center"]))
+    kind = "a dense matrix" if is_dense else "a sparse matrix"
+    if backend == "cpu" and not pca["zero_center"]:
+        kind = "zero_center false"
+    solvers = SOLVERS[backend, kind]
+    if pca["solver"] not in solvers:
+        why = " (scale or regress_out)" if kind == "a dense matrix" else ""
+        yield (
+            f"pca.solver {pca['solver']} does not do {kind}{why} on the {backend.upper()}; "
+            f"there are {', '.join(solvers)}"
+        )
+
+
+def _pattern_problems(qc: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("mt", "ribo", "hb"):
+        if isinstance(qc[name], str):
+            try:
+                re.compile(qc[name])
+            except re.error as error:
+                yield f"qc.{name} is {qc[name]!r}, which is no regular expression: {error}"
+
+
+def _dataset(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Give a dataset its sections: the config's, overridden by its own."""
+    given = config["datasets"][name]
+    rule = resolve(schema()["$defs"]["dataset"])
+    own = {key: rule["properties"][key] for key in rule["properties"] if key not in SECTIONS}
+    full = with_defaults(
+        {key: value for key, value in given.items() if key not in SECTIONS},
+        {"type": "object", "properties": own},
+    )
+    full["execution"] = full["execution"] or config["execution"]
+    for section in SECTIONS:
+        full[section] = {**config[section], **given.get(section, {})}
+    return full
+
+
+# -------------------------------------------------------------------------- config.yaml, generated
+
+
+def render_settings() -> str:
+    """Write the settings of every step with their defaults and descriptions, as YAML."""
+    lines = [MARK, ""]
+    for key, rule in schema()["properties"].items():
+        if key in ("datasets", "run"):
+            continue
+        rule = resolve(rule)
+        lines.append(f"# {rule['description']}")
+        if rule.get("type") == "object":
+            lines.append(f"{key}:")
+            for name, child in rule["properties"].items():
+                child = resolve(child)
+                lines += [f"  # {child['description']}", f"  {name}: {as_yaml(child['default'])}"]
+        else:
+            lines.append(f"{key}: {as_yaml(rule['default'])}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Write the generated part of config/config.yaml anew."""
+    path = SCHEMA.parents[1] / "config.yaml"
+    written_by_hand = path.read_text().split(MARK)[0]
+    path.write_text(written_by_hand + render_settings())
+
+
+if __name__ == "__main__":
+    main()

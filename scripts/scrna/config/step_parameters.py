@@ -1,0 +1,101 @@
+"""What each step depends on: the parameters that its rule has, and no more.
+
+A change of the config reruns the steps whose parameters change by it, and what follows them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from scrna.config.settings import annotations, batch_keys
+
+#: Steps that a backend's library does; the GPU's, in the order in which a run comes to them.
+USES_BACKEND = (
+    "qc normalize hvg pca harmony neighbors leiden louvain umap tsne markers trajectory".split()
+)
+USES_SEED = (
+    "simulate pca harmony neighbors umap tsne leiden louvain trajectory integration_scores "
+    "report".split()
+)
+_USES_LABEL = ("trajectory", "integration_scores", "figures", "report")
+_USES_MISSING = ("integration_scores", "report")
+_USES_BATCH = ("harmony", "integration_scores", "qc_figures", "figures", "report")
+_USES_NAMES = ("final", "figures", "report")
+#: Topics of the pictures that show cells by batch, label and named clusters.
+TOPICS_BY_CELL = ("clusters", "tsne")
+#: Steps that share a section with another.
+_SECTIONS = {
+    "qc_figures": "figures",
+    "marker_figures": "figures",
+    "matrix": "final",
+    "integration_scores": "integration",
+}
+#: Keys of a section that say whether something is made, not how.
+_SWITCHES = ("enabled", "h5ad")
+
+
+def of_step(
+    step: str,
+    dataset: Mapping[str, Any],
+    *,
+    backend: str,
+    seed: int,
+    rep: str | None = None,
+    topic: str | None = None,
+) -> dict[str, Any]:
+    """Give a step's parameters: its section of the dataset's config, and what else it goes by.
+
+    Parameters
+    ----------
+    step
+        The rule.
+    dataset
+        A dataset of a `scrna.config.settings.complete` config.
+    backend, seed
+        The run's.
+    rep
+        The representation, for a rule that is there for each.
+    topic
+        The topic, for a rule that is there for each.
+
+    Returns
+    -------
+    In the order of their names: Snakemake compares texts, and YAML's order of keys is no change.
+    """
+    section = dataset[_SECTIONS.get(step, step)]
+    found = {key: value for key, value in section.items() if key not in _SWITCHES}
+    batches = batch_keys(dataset)
+    if step in USES_BACKEND:
+        found["backend"] = backend
+    if step in USES_SEED:
+        found["seed"] = seed
+    if step in _USES_LABEL:
+        found["label_key"] = dataset["label_key"]
+    if step in _USES_MISSING:
+        found["label_missing"] = [str(value) for value in dataset["label_missing"]]
+    if step in _USES_BATCH:
+        found["batch_key"] = batches
+    if step in _USES_NAMES:
+        found["annotations"] = annotations(dataset)
+    if step == "hvg" and found["batch_key"] == "auto":
+        found["batch_key"] = next(iter(batches), None)
+    elif step == "integration":
+        del found["n_cells"]
+    elif step == "integration_scores":
+        found["n_pcs"] = dataset["neighbors"]["n_pcs"]
+    elif step == "tsne" and dataset["tsne"]["enabled"] is True:
+        found["max_cells"] = None  # asked for, however many they are
+    elif step == "final":
+        del found["X"], found["counts_layer"]
+    elif step in ("qc_figures", "figures"):
+        del found["genes"], found["n_markers"]
+        if step == "figures":
+            found["topic"] = topic
+            if topic not in TOPICS_BY_CELL:
+                del found["batch_key"], found["label_key"], found["annotations"]
+    elif step == "marker_figures":
+        found["groupby"] = groupby = dataset["markers"]["groupby"]
+        in_final = f"{groupby}_pca" if rep == "pca" and batches else groupby
+        found["names"] = annotations(dataset).get(in_final, {})
+    elif step == "report":
+        found["genes"] = dataset["figures"]["genes"]
+    return dict(sorted(found.items()))

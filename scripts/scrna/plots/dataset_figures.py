@@ -1,0 +1,398 @@
+"""The pictures of a dataset: each function draws one, from tables of cells or genes.
+
+What the axes show, and n, is said in the picture.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from scrna.plots.colours import INK, KEPT, REMOVED, colours_of
+from scrna.plots.style import (
+    HEAT_MAP,
+    by_number,
+    label_groups,
+    legend,
+    legend_width,
+    log10p1,
+    log_ticks,
+    panels,
+    points_by_group,
+    points_by_value,
+    shortened,
+    width_of,
+    without_ticks,
+)
+
+#: qc column → its name on an axis, and whether that is logarithmic.
+QC = {
+    "total_counts": ("counts of a cell", True),
+    "n_genes_by_counts": ("genes of a cell", True),
+    "pct_counts_mt": ("mitochondrial counts (%)", False),
+    "pct_counts_ribo": ("ribosomal counts (%)", False),
+}
+#: Bounds of the filter → the qc column that they cut.
+BOUNDS = {
+    "min_counts": "total_counts",
+    "max_counts": "total_counts",
+    "min_genes": "n_genes_by_counts",
+    "max_genes": "n_genes_by_counts",
+    "max_pct_mt": "pct_counts_mt",
+    "max_pct_ribo": "pct_counts_ribo",
+}
+#: Cells of a batch from which the shape of its violin is drawn, at most; and batches shown.
+VIOLIN_CELLS = 10_000
+MOST_BATCHES = 40
+FEWEST_FOR_SHAPE = 3
+#: Cells of a heat map up to which each carries its number.
+MOST_NUMBERS = 300
+MISSING_NAME = "missing"
+#: Inches of a panel with an embedding.
+EMBEDDING = (5, 4)
+
+
+class Embedding(NamedTuple):
+    """Cells in the plane: the name of the axes (UMAP), and coordinates by representation."""
+
+    name: str
+    of: dict[str, np.ndarray]
+
+
+def qc_violins(qc: pd.DataFrame, batch: pd.Categorical | None, table: pd.DataFrame) -> Figure:
+    """Draw the distribution of each qc column in each batch, with the filter's bounds.
+
+    Parameters
+    ----------
+    qc
+        Columns of `QC` (all cells, before the filter).
+    batch
+        The batch of each cell, or None.
+    table
+        ``filter.csv``.
+    """
+    batch = pd.Categorical(["all cells"] * len(qc)) if batch is None else batch
+    sizes = pd.Series(batch).value_counts()
+    names = sorted(sizes.index[sizes > 0][:MOST_BATCHES], key=by_number)
+    wide = max(5.0, 0.45 * len(names) + 1.5)
+    named = [f"{shortened(name)}\n{sizes[name]:,}" for name in names]
+    fits = width_of(names) < (wide - 1) / max(1, len(names))
+    figure, axes = panels(2, 2, (wide, 3.4 if fits else 3.4 + 0.8 * width_of(names)))
+    rng = np.random.default_rng(0)
+    for ax, (column, (label, is_log)) in zip(axes.flat, QC.items(), strict=True):
+        values = qc[column].to_numpy()
+        values = log10p1(values) if is_log else values.astype(float)
+        for place, name in enumerate(names):
+            own = values[np.asarray(batch == name) & np.isfinite(values)]
+            _violin(ax, place, own, rng)
+        for name, bound in _bounds(table, column).items():
+            at = log10p1(bound) if is_log else bound
+            ax.axhline(at, color=REMOVED, linestyle="--", linewidth=1, gid=name)
+            ax.annotate(
+                f"{name} {bound:,g}", (1, at), xycoords=("axes fraction", "data"), fontsize=7,
+                ha="right", va="bottom", color=REMOVED,
+            )  # fmt: skip
+        if is_log:
+            log_ticks(ax.yaxis)
+        ax.set_ylabel(label)
+        ax.set_xticks(range(len(names)), named, rotation=0 if fits else 90)
+    more = f"; the {len(names)} largest of {len(sizes)} batches" if len(sizes) > len(names) else ""
+    figure.suptitle(f"Quality of {len(qc):,} cells before the filter{more}")
+    return figure
+
+
+def _violin(ax, place: int, values: np.ndarray, rng) -> None:
+    """Draw one violin with its quartiles; too few values for a shape are drawn as points."""
+    if len(values) == 0:
+        return
+    if len(values) < FEWEST_FOR_SHAPE or np.ptp(values) == 0:
+        ax.plot([place] * len(values), values, ".", color=KEPT)
+        return
+    some = rng.choice(values, VIOLIN_CELLS) if len(values) > VIOLIN_CELLS else values
+    if np.ptp(some) > 0:
+        body = ax.violinplot([some], [place], widths=0.85, showextrema=False)["bodies"][0]
+        body.set(facecolor=KEPT, alpha=0.45, edgecolor="none")
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    ax.plot([place, place], [low, high], color=INK, linewidth=2.5, solid_capstyle="butt")
+    ax.plot([place], [middle], "o", color="white", markeredgecolor=INK, markersize=4)
+
+
+def qc_scatter(qc: pd.DataFrame, keep: np.ndarray, table: pd.DataFrame) -> Figure:
+    """Draw counts against genes and against pct_mt, kept and removed cells told apart."""
+    figure, axes = panels(1, 2, (5, 4.2))
+    kinds = pd.Categorical.from_codes((~keep).astype(int), ["kept", "removed"])
+    x = log10p1(qc["total_counts"])
+    colours = {"kept": KEPT, "removed": REMOVED}
+    for ax, column in zip(axes[0], ["n_genes_by_counts", "pct_counts_mt"], strict=True):
+        label, is_log = QC[column]
+        y = log10p1(qc[column]) if is_log else qc[column].to_numpy(dtype=float)
+        shown = np.isfinite(y)
+        points_by_group(ax, np.column_stack([x, y])[shown], kinds[shown], colours)
+        log_ticks(ax.xaxis)
+        if is_log:
+            log_ticks(ax.yaxis)
+        for bound in _bounds(table, column).values():
+            at = log10p1(bound) if is_log else bound
+            ax.axhline(at, color=INK, linestyle="--", linewidth=0.8)
+        for bound in _bounds(table, "total_counts").values():
+            ax.axvline(log10p1(bound), color=INK, linestyle="--", linewidth=0.8)
+        ax.set(xlabel=QC["total_counts"][0], ylabel=label)
+    counts = {f"kept ({keep.sum():,})": KEPT, f"removed ({(~keep).sum():,})": REMOVED}
+    legend(axes[0, 1], counts, "")
+    figure.suptitle(f"{len(qc):,} cells; dashed: the filter's bounds")
+    return figure
+
+
+def filter_bars(table: pd.DataFrame) -> Figure:
+    """Draw how many cells each bound of the filter removed, and by itself alone."""
+    rows = table[~table["criterion"].isin(["all", "kept", "min_cells"])]
+    ends = table.set_index("criterion")
+    figure, axes = panels(1, 1, (6.5, 1.6 + 0.35 * len(rows)))
+    ax = axes[0, 0]
+    place = np.arange(len(rows))
+    names = [f"{row.criterion} {row.bound:,g}" for row in rows.itertuples()]
+    light = "#8fbfe0"
+    ax.barh(place, rows["cells"], color=light, label="together with others")
+    ax.barh(place, rows["cells_by_this_alone"], color=KEPT, label="by this alone")
+    for at, cells in zip(place, rows["cells"], strict=True):
+        ax.annotate(f"{int(cells):,}", (cells, at), (3, 0), textcoords="offset points", va="center")
+    ax.set_yticks(place, names)
+    ax.invert_yaxis()
+    ax.set_xlim(0, max(1, 1.12 * rows["cells"].max()) if len(rows) else 1)
+    ax.set_xlabel("cells removed (a cell may break several bounds)")
+    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    (kept, genes), (n_obs, n_vars) = (
+        ends.loc[which, ["cells", "genes"]].astype(int) for which in ("kept", "all")
+    )
+    ax.set_title(f"{kept:,} of {n_obs:,} cells and {genes:,} of {n_vars:,} genes kept")
+    return figure
+
+
+def hvg_dispersion(var: Mapping[str, np.ndarray], flavor: str) -> Figure:
+    """Draw each gene's mean against its variability, the highly variable ones told apart.
+
+    Parameters
+    ----------
+    var
+        Columns of the step file of ``hvg`` by name.
+    flavor
+        That of the step.
+    """
+    kinds = {
+        "dispersions_norm": "normalised dispersion",
+        "dispersions": "dispersion",
+        "variances_norm": "normalised variance",
+        "residual_variances": "variance of Pearson residuals",
+        "variances": "variance of the counts",
+    }
+    shown = [name for name in kinds if name in var]
+    figure, axes = panels(1, len(shown), (4.6, 4))
+    high = np.asarray(var["highly_variable"], dtype=bool)
+    groups = pd.Categorical.from_codes((~high).astype(int), ["highly variable", "other"])
+    colours = {"highly variable": REMOVED, "other": "#9a9a9a"}
+    is_log_mean = flavor == "seurat"  # the means of this flavor are log1p already
+    for ax, name in zip(axes[0], shown, strict=True):
+        x, y = (np.asarray(var[key], dtype=float) for key in ("means", name))
+        # dispersions_norm may be negative, and seurat's dispersion is a logarithm
+        log_y = name in ("dispersions", "variances", "residual_variances") and flavor != "seurat"
+        known = np.isfinite(x) & np.isfinite(y) & ((x > 0) | is_log_mean) & ((y > 0) | (not log_y))
+        x, y = x[known], y[known]
+        points = np.column_stack([x if is_log_mean else np.log10(x), np.log10(y) if log_y else y])
+        points_by_group(ax, points, groups[known], colours)
+        on = "counts" if "variances" in name else "normalised expression"
+        mean = f"mean {on}"
+        ax.set_xlabel(f"ln(1 + {mean})" if is_log_mean else f"log10 {mean}")
+        ax.set_ylabel(f"log10 {kinds[name]}" if log_y else kinds[name])
+    legend(axes[0, -1], colours, f"genes ({flavor})")
+    figure.suptitle(f"{high.sum():,} of {len(high):,} genes are highly variable")
+    return figure
+
+
+def pca_variance(ratio: np.ndarray, n_obs: int) -> Figure:
+    """Draw the share of the variance in each principal component, and the elbow of the curve."""
+    figure, axes = panels(1, 2, (4.6, 3.6))
+    place = np.arange(1, len(ratio) + 1)
+    at = elbow(ratio)
+    for ax, values, label in (
+        (axes[0, 0], 100 * ratio, "variance explained (%)"),
+        (axes[0, 1], 100 * np.cumsum(ratio), "variance explained, cumulated (%)"),
+    ):
+        ax.plot(place, values, "o-", color=KEPT, markersize=3, linewidth=1)
+        ax.axvline(at, color=REMOVED, linestyle="--", linewidth=1)
+        ax.annotate(f" elbow: {at}", (at, 0.95), xycoords=("data", "axes fraction"), color=REMOVED)
+        ax.set(xlabel="principal component", ylabel=label)
+    axes[0, 0].set_yscale("log")
+    axes[0, 0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[0, 0].yaxis.set_major_formatter("{x:g}")
+    axes[0, 0].yaxis.set_minor_formatter("")
+    axes[0, 1].set_ylim(0)
+    figure.suptitle(f"{len(ratio)} principal components of {n_obs:,} cells")
+    return figure
+
+
+def elbow(ratio: np.ndarray) -> int:
+    """Find the component farthest below the line from the first to the last.
+
+    The rule of Satopää et al. (2011, Kneedle) without its smoothing, on the logarithms.
+    """
+    heights = np.log(np.maximum(ratio, np.finfo(float).tiny))
+    line = np.linspace(heights[0], heights[-1], len(heights))
+    return int(np.argmax(line - heights)) + 1
+
+
+def embedding(
+    points: Embedding,
+    clusters: Mapping[str, pd.Categorical],
+    groups: Mapping[str, pd.Categorical],
+    values: Mapping[str, np.ndarray],
+) -> Figure:
+    """Draw an embedding by clusters, groups and values: a row each, a column a representation.
+
+    Parameters
+    ----------
+    points
+        Coordinates of the kept cells.
+    clusters
+        Representation → cluster of each cell.
+    groups
+        Column of obs → group of each cell: batches, labels.
+    values
+        Name with unit → number of each cell.
+    """
+    rows = 1 + len(groups) + len(values)
+    figure, axes = panels(rows, len(points.of), EMBEDDING)
+    beside = max((legend_width(of.categories) for of in groups.values()), default=0)
+    figure.set_figwidth(figure.get_figwidth() + max(0, beside - 1))
+    n_obs = len(next(iter(points.of.values())))
+    for column, (rep, xy) in enumerate(points.of.items()):
+        row = iter(axes[:, column])
+        ax = next(row)
+        points_by_group(ax, xy, clusters[rep])
+        label_groups(ax, xy, clusters[rep], size=EMBEDDING)
+        ax.set_title(f"{rep}: {len(clusters[rep].categories)} clusters (leiden)")
+        for name, of in groups.items():
+            ax = next(row)
+            colours = points_by_group(ax, xy, of)
+            ax.set_title(f"{rep}: {name}")
+            if column == len(points.of) - 1:
+                legend(ax, colours, name)
+        for name, of in values.items():
+            ax = next(row)
+            points_by_value(ax, xy, of, name)
+            ax.set_title(f"{rep}: {name}")
+    for ax in axes.flat:
+        without_ticks(ax, points.name)
+    figure.suptitle(f"{points.name} of {n_obs:,} cells")
+    return figure
+
+
+def cluster_table(
+    clusters: Mapping[str, pd.Categorical], of: pd.Categorical, column: str
+) -> Figure:
+    """Draw what share of each cluster's cells is of each group, as a heat map a representation.
+
+    The first row, of all cells, is what a cluster would have where groups are evenly mixed. Cells
+    without a group count as ``missing``.
+    """
+    of = pd.Series(of).astype("str").fillna(MISSING_NAME).to_numpy()
+    names = sorted(set(of.tolist()), key=lambda name: (name == MISSING_NAME, by_number(name)))
+    rows = max(len(own.categories) for own in clusters.values()) + 1
+    has_numbers = rows * len(names) <= MOST_NUMBERS
+    wide, high = (0.42 if has_numbers else 0.22) * len(names), 0.24 * rows
+    size = max(4.0, 1.6 + wide), max(3.0, 1.3 + high + width_of(names))
+    figure, axes = panels(1, len(clusters), size)
+    for ax, (rep, own) in zip(axes[0], clusters.items(), strict=True):
+        counts = pd.crosstab(np.asarray(own), of).reindex(list(own.categories), columns=names)
+        counts = pd.concat([counts.sum().to_frame("all cells").T, counts])
+        shares = 100 * counts.to_numpy() / counts.sum(axis=1).to_numpy()[:, None]
+        drawn = ax.imshow(shares, cmap="Blues", vmin=0, vmax=100, **HEAT_MAP)
+        ax.set_xticks(range(len(names)), map(shortened, names), rotation=90)
+        sizes = counts.sum(axis=1)
+        ax.set_yticks(range(len(counts)), [f"{name} ({sizes[name]:,})" for name in counts.index])
+        ax.set(xlabel=column, ylabel="leiden cluster (cells)", title=rep)
+        if has_numbers:
+            for (i, j), share in np.ndenumerate(shares):
+                if share >= 0.5:
+                    ink = "white" if share > 55 else INK
+                    ax.text(j, i, f"{share:.0f}", ha="center", va="center", fontsize=7, color=ink)
+        ax.axhline(0.5, color=INK, linewidth=1)
+    bar = figure.colorbar(drawn, ax=list(axes[0]), fraction=0.03, shrink=min(0.7, 3 / size[1]))
+    bar.set_label("share of the cluster's cells (%)")
+    figure.suptitle(f"Clusters by {column}, {len(of):,} cells")
+    return figure
+
+
+def trajectory(
+    points: Embedding,
+    clusters: Mapping[str, pd.Categorical],
+    links: Mapping[str, np.ndarray],
+    pseudotime: Mapping[str, np.ndarray],
+    diffmaps: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    least: float = 0.05,
+) -> Figure:
+    """Draw PAGA over an embedding, and pseudotime on it and on the diffusion map, where there is.
+
+    Parameters
+    ----------
+    points, clusters
+        As in `embedding`.
+    links
+        Representation → connectivities of PAGA (clusters × clusters).
+    pseudotime
+        Representation → pseudotime of each cell; may be empty.
+    diffmaps
+        Representation → two components of the diffusion map (n × 2), NaN for cells that have no
+        place on it, and which they are; one with fewer components is left out.
+    least
+        Weaker connections are left out.
+    """
+    diffmaps = {rep: of for rep, of in diffmaps.items() if of[0].shape[1] == 2}
+    rows = 1 + bool(pseudotime) + bool(diffmaps)
+    figure, axes = panels(rows, len(points.of), EMBEDDING)
+    for column, (rep, xy) in enumerate(points.of.items()):
+        _paga(axes[0, column], xy, clusters[rep], links[rep], least)
+        axes[0, column].set_title(f"{rep}: PAGA, connections from {least:g}")
+        if rep in pseudotime:
+            points_by_value(axes[1, column], xy, pseudotime[rep], "pseudotime")
+            axes[1, column].set_title(f"{rep}: pseudotime from the root (0)")
+        for ax in axes[:2, column]:
+            without_ticks(ax, points.name)
+        if rep in diffmaps:
+            own, components = diffmaps[rep]
+            known = np.isfinite(own).all(axis=1)
+            values = pseudotime[rep][known]
+            points_by_value(axes[2, column], own[known], values, "pseudotime")
+            axes[2, column].set_title(f"{rep}: pseudotime on the diffusion map")
+            without_ticks(axes[2, column], "diffusion component", components)
+        elif diffmaps:
+            axes[2, column].set_visible(False)
+    n_obs = len(next(iter(points.of.values())))
+    figure.suptitle(f"Trajectory over the {points.name} of {n_obs:,} cells")
+    return figure
+
+
+def _paga(ax, xy: np.ndarray, clusters: pd.Categorical, links: np.ndarray, least: float) -> None:
+    """Draw how clusters are linked over their cells, all grey."""
+    points_by_group(ax, xy, pd.Categorical.from_codes(np.full(len(xy), -1), []))
+    sizes = np.bincount(clusters.codes, minlength=len(clusters.categories))
+    middles = np.array([np.median(xy[clusters.codes == i], axis=0) for i in range(len(sizes))])
+    for i, j in zip(*np.nonzero(np.triu(links, 1) >= least), strict=True):
+        ax.plot(*middles[[i, j]].T, color=INK, linewidth=0.3 + 4 * links[i, j], zorder=2)
+    ax.scatter(
+        *middles.T,
+        s=40 + 500 * np.sqrt(sizes / sizes.sum()),
+        c=list(colours_of(list(clusters.categories)).values()),
+        edgecolors="white",
+        zorder=3,
+    )
+    label_groups(ax, xy, clusters)
+
+
+def _bounds(table: pd.DataFrame, column: str) -> dict[str, float]:
+    """Bounds of the filter that cut a qc column, those that were applied."""
+    rows = table[table["criterion"].map(BOUNDS) == column]
+    return dict(zip(rows["criterion"], rows["bound"], strict=True))

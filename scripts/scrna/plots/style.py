@@ -1,0 +1,400 @@
+"""What all pictures share: one look, points by the thousand or the million, legends, axes.
+
+Pictures are made of `matplotlib.figure.Figure` without pyplot, which keeps no state of its own and
+needs no display.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import PathCollection
+from matplotlib.colors import Colormap, Normalize, to_rgba_array
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import Locator
+
+from scrna.atomic import replacing
+from scrna.log import log
+from scrna.plots.colours import INK, MISSING, colours_of
+from scrna.plots.pixels import CLOUD, Squares
+from scrna.progress import Progress
+
+#: Points up to which each is drawn by itself; more are counted in squares (`scrna.plots.pixels`).
+MOST_DRAWN = 100_000
+#: Entries of a legend; the groups beyond are told in its last line.
+MOST_NAMED = 60
+SEQUENTIAL = "viridis"
+#: Characters of a name that are shown, and the inches that one takes, at most.
+LONGEST = 32
+CHARACTER = 0.075
+#: An SVG file that is larger goes again.
+MOST_SVG_BYTES = 2_000_000
+_LINE = 0.14  # inches
+#: Each number a field with sharp edges, in SVG too.
+HEAT_MAP = {"aspect": "auto", "interpolation": "none"}
+#: Beside the pictures: JSON, the reason of each that could not be drawn.
+NOT_DRAWN = "not_drawn.json"
+#: A picture, or what draws it.
+Drawing = Figure | Callable[[], Figure]
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "figure.titlesize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "text.color": INK,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.08,
+    "text.parse_math": False,  # names of genes and groups may have a $
+    "svg.fonttype": "none",  # text that stays text, to be edited
+    "svg.hashsalt": "scrna",  # the same file for the same picture
+}
+
+
+def as_groups(column):
+    """Take a column of obs as groups, in the order of their names."""
+    text = pd.Series(column).astype("str").where(pd.notna(column))
+    return pd.Categorical(text, categories=sorted(text.dropna().unique(), key=by_number))
+
+
+def save_folder(out: Path, pictures: Iterable[tuple[str, Drawing]], **how) -> None:
+    """Write pictures as they are drawn into a folder that is whole or not there.
+
+    Parameters
+    ----------
+    out
+        The folder; one that is there is replaced. Pictures that could not be drawn are listed in
+        its `NOT_DRAWN`, with the reason of each.
+    pictures, **how
+        As `save_all` takes them.
+    """
+    with replacing(out) as folder:
+        folder.mkdir()
+        if failed := save_all(folder, pictures, **how):
+            (folder / NOT_DRAWN).write_text(json.dumps(failed, ensure_ascii=False) + "\n")
+        names = sorted(file.stem for file in folder.glob("*.png"))
+    log.info("%d pictures in %s: %s", len(names), out, ", ".join(names))
+
+
+def save_all(
+    out: Path,
+    pictures: Iterable[tuple[str, Drawing]],
+    *,
+    dpi: int,
+    formats: Sequence[str],
+    made: Mapping[str, Any],
+) -> dict[str, str]:
+    """Write pictures into a folder, which must be there, as they are drawn.
+
+    Parameters
+    ----------
+    out
+        The folder.
+    pictures
+        Name of each, and its figure or a function that draws it; they are drawn in the one look
+        of all. One that cannot be drawn is left out, with a warning.
+    dpi
+        Dots an inch of PNG files.
+    formats
+        ``png``, and ``svg`` for the pictures that are small as such: without a cloud of points, and
+        up to `MOST_SVG_BYTES`.
+    made
+        The provenance, which the files carry.
+
+    Returns
+    -------
+    Name of each picture that could not be drawn → the reason.
+    """
+    text, failed = json.dumps(made), {}
+    progress = Progress("figures", total=None, unit="pictures")
+    with rc_context(STYLE), progress:
+        for name, picture in pictures:
+            try:
+                figure = picture() if callable(picture) else picture
+                _save(figure, out / name, dpi, formats, text)
+            except (OSError, MemoryError):  # of the machine, not of this picture
+                raise
+            except Exception as error:
+                failed[name] = f"{type(error).__name__}: {error}"
+                for kind in formats:
+                    (out / f"{name}.{kind}").unlink(missing_ok=True)
+                log.warning("the picture %s is left out, it cannot be drawn: %s", name, error)
+                log.info("the traceback, for whoever mends it", exc_info=error)
+            progress.update(1)
+    return failed
+
+
+def _save(figure: Figure, path: Path, dpi: int, formats: Sequence[str], text: str) -> None:
+    """Write a picture's files; `path` has no suffix."""
+    # a figure that lays itself out is as large as it says, another as what it shows
+    box = None if figure.get_layout_engine() else "tight"
+    if "png" in formats:
+        file = path.with_name(f"{path.name}.png")
+        figure.savefig(file, dpi=dpi, bbox_inches=box, metadata={"Provenance": text})
+    if "svg" in formats and not has_cloud(figure):
+        about = {"Description": text, "Date": None}
+        file = path.with_name(f"{path.name}.svg")
+        figure.savefig(file, bbox_inches=box, metadata=about)
+        if file.stat().st_size > MOST_SVG_BYTES:
+            file.unlink()
+
+
+def has_cloud(figure: Figure) -> bool:
+    """Tell whether a picture has a cloud of points, however it is drawn."""
+    return any(
+        any(image.get_gid() == CLOUD for image in ax.images)
+        or any(isinstance(of, PathCollection) and of.get_rasterized() for of in ax.collections)
+        for ax in figure.axes
+    )
+
+
+def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    """Make a figure of rows × columns panels, each of a size in inches; axes as a 2-D array."""
+    figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def in_random_order(n: int) -> np.ndarray:
+    """Order points so that no group of cells lies on top of another; the same in each run."""
+    return np.random.default_rng(0).permutation(n)
+
+
+def points_by_group(ax: Axes, xy: np.ndarray, groups: pd.Categorical, colours=None) -> dict:
+    """Draw points in the colours of their groups.
+
+    Parameters
+    ----------
+    ax
+        Where.
+    xy
+        Coordinates (n × 2).
+    groups
+        The group of each (n); a missing one is grey.
+    colours
+        Group → colour; `colours_of` the groups by default.
+
+    Returns
+    -------
+    Group → colour, ``missing`` among them where some are.
+    """
+    colours = dict(colours or colours_of(list(groups.categories)))
+    names = groups.codes
+    if (names < 0).any():
+        colours["missing"] = MISSING
+        names = np.where(names < 0, len(groups.categories), names)
+    listed = list(colours.values())
+    if len(xy) > MOST_DRAWN:
+        Squares(ax, xy).draw_groups(names, listed)
+        return colours
+    order = in_random_order(len(xy))
+    ax.scatter(*xy[order].T, c=to_rgba_array(listed)[names[order]], **_marks(len(xy)))
+    return colours
+
+
+def points_by_value(
+    ax: Axes,
+    xy: np.ndarray,
+    values: np.ndarray,
+    label: str,
+    *,
+    limits: tuple[float, float] | None = None,
+    cmap: Colormap | str = SEQUENTIAL,
+    high_on_top: bool = False,
+) -> None:
+    """Draw points coloured by a number, with its scale; those without one are grey.
+
+    Parameters
+    ----------
+    ax, xy
+        Where; coordinates (n × 2).
+    values
+        A number for each point (n).
+    label
+        What the numbers are, with their unit.
+    limits
+        What the colours span: the 1st to the 99th percentile by default, so that a few cells do not
+        flatten the rest.
+    cmap
+        The colours.
+    high_on_top
+        Whether high values lie over low ones; else the order is random. Of many points a pixel
+        shows the mean.
+    """
+    known = np.isfinite(values)
+    if limits is None:
+        limits = np.percentile(values[known], [1, 99]) if known.any() else (0, 1)
+    low, high = limits
+    scale = ScalarMappable(Normalize(low, max(high, np.nextafter(low, np.inf))), cmap)
+    nothing = pd.Categorical.from_codes(np.full((~known).sum(), -1), [])
+    coloured, values = xy[known], values[known]
+    if len(xy) > MOST_DRAWN:
+        limits = np.array([xy.min(axis=0), xy.max(axis=0)])
+        if len(nothing):
+            Squares(ax, xy[~known], limits).draw_groups(nothing.codes, [MISSING])
+        Squares(ax, coloured, limits).draw_values(values, scale)
+    else:
+        if len(nothing):
+            points_by_group(ax, xy[~known], nothing)
+        order = np.argsort(values, kind="stable") if high_on_top else in_random_order(len(values))
+        how = {"norm": scale.norm, "cmap": scale.cmap} | _marks(len(xy))
+        ax.scatter(*coloured[order].T, c=values[order], **how)
+    bar = ax.figure.colorbar(scale, cax=ax.inset_axes([1.02, 0.15, 0.03, 0.7]))
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+
+
+def _marks(n: int) -> dict:
+    """Give the size of n points, in pt², and what else they have in common."""
+    return {"s": float(np.clip(30_000 / max(n, 1), 0.4, 14)), "linewidths": 0, "rasterized": True}
+
+
+def label_groups(
+    ax: Axes,
+    xy: np.ndarray,
+    groups: pd.Categorical,
+    *,
+    size: tuple[float, float] | None = None,
+) -> None:
+    """Write each group's name at the median of its points.
+
+    Parameters
+    ----------
+    ax
+        Where; its points are drawn already.
+    xy
+        Coordinates (n × 2).
+    groups
+        The group of each (n).
+    size
+        The panel's, in inches, as `panels` was told. With it names that would lie over each other
+        make room, and a line leads to the median of one that went far.
+    """
+    from matplotlib.patheffects import withStroke
+
+    there = [code for code in range(len(groups.categories)) if (groups.codes == code).any()]
+    names = [shortened(groups.categories[code]) for code in there]
+    middles = np.array([np.median(xy[groups.codes == code], axis=0) for code in there])
+    places = middles
+    if size and len(there) > 1:
+        spans = np.array([np.ptp(ax.get_xlim()), np.ptp(ax.get_ylim())])
+        unit = spans / (0.8 * np.array(size))  # of data an inch; the axes' names take the rest
+        sizes = np.array([(CHARACTER * len(name) + 0.03, _LINE) for name in names])
+        places = apart(middles / unit, sizes) * unit
+        for middle, place in zip(middles, places, strict=True):
+            if (np.abs(place - middle) / unit > 1.5 * _LINE).any():
+                ax.plot(*zip(middle, place, strict=True), color=INK, linewidth=0.5, gid="leader")
+    for name, place in zip(names, places, strict=True):
+        text = ax.text(*place, name, ha="center", va="center", fontsize=8)
+        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
+
+
+def apart(places: np.ndarray, sizes: np.ndarray, *, steps: int = 500) -> np.ndarray:
+    """Move boxes until none lies over another, or the steps are done.
+
+    Parameters
+    ----------
+    places, sizes
+        Middles, and widths and heights (n × 2), in one unit.
+    steps
+        In each, two boxes that overlap move away from each other, the shorter way.
+    """
+    places = np.array(places, dtype=float)
+    least = (sizes[:, None] + sizes) / 2
+    first = np.sign(np.arange(len(places))[:, None] - np.arange(len(places)))  # where they coincide
+    for _ in range(steps):
+        between = places[:, None] - places
+        missing = least - np.abs(between)
+        overlap = (missing > 0).all(axis=-1) & (first != 0)
+        if not overlap.any():
+            break
+        shorter = missing.argmin(axis=-1)
+        for axis in (0, 1):
+            away = np.where(between[..., axis] == 0, first, np.sign(between[..., axis]))
+            move = np.where(overlap & (shorter == axis), away * missing[..., axis], 0)
+            places[:, axis] += 0.5 * move.sum(axis=1) / np.maximum(1, overlap.sum(axis=1))
+    return places
+
+
+def shortened(name: str) -> str:
+    """Cut a name that is longer than `LONGEST`."""
+    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+
+
+def width_of(names: Sequence[str]) -> float:
+    """Tell the inches that the longest of some names takes, shortened, at most."""
+    return CHARACTER * max((len(shortened(name)) for name in names), default=0)
+
+
+def legend(ax: Axes, colours: dict[str, str], title: str) -> None:
+    """Name the groups beside a panel, `MOST_NAMED` of them."""
+    named = dict(list(colours.items())[:MOST_NAMED])
+    marks = [
+        Line2D([], [], linestyle="", marker="o", markersize=5, color=colour, label=shortened(name))
+        for name, colour in named.items()
+    ]
+    if rest := len(colours) - len(named):
+        marks.append(Line2D([], [], linestyle="", label=f"and {rest:,} more"))
+    ax.legend(
+        handles=marks,
+        title=title,
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        ncols=_columns(len(marks)),
+        handletextpad=0.2,
+        alignment="left",
+    )
+
+
+def legend_width(names: Sequence[str]) -> float:
+    """Tell the inches that `legend` takes, about."""
+    shown = list(names)[:MOST_NAMED]
+    return 0.2 + _columns(len(names)) * (0.35 + width_of(shown))
+
+
+def _columns(n: int) -> int:
+    return max(1, -(-min(n, MOST_NAMED + 1) // 20))
+
+
+def without_ticks(ax: Axes, name: str, axes: Sequence[int] = (1, 2)) -> None:
+    """Name the axes of an embedding, whose units mean nothing."""
+    ax.set(xlabel=f"{name} {axes[0]}", ylabel=f"{name} {axes[1]}", xticks=[], yticks=[])
+
+
+def log_ticks(axis) -> None:
+    """Label an axis of log10(1 + x) with x itself: 0, 1, 10, ..., and 2 and 5 where it is short."""
+    axis.set_major_locator(_LogLocator())
+    axis.set_major_formatter(lambda value, _: f"{round(10**value - 1):,}")
+
+
+class _LogLocator(Locator):
+    def __call__(self) -> np.ndarray:
+        return self.tick_values(*self.axis.get_view_interval())
+
+    def tick_values(self, vmin: float, vmax: float) -> np.ndarray:
+        steps = [1] if vmax - vmin > 2 else [1, 2, 5]
+        values = np.log10(1 + np.append(0, np.outer(10.0 ** np.arange(10), steps)))
+        return values[(values >= vmin) & (values <= vmax)]
+
+
+def log10p1(values: np.ndarray | float) -> np.ndarray:
+    """Take log10(1 + x), which keeps the zeros of empty droplets."""
+    return np.log10(1 + np.asarray(values, dtype=float))
+
+
+def by_number(name: str) -> list:
+    """Sort names as people do, type_2 before type_10."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)]

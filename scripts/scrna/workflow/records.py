@@ -1,0 +1,212 @@
+"""Results that Snakemake has no record of, compared with the present config.
+
+Snakemake keeps the parameters of each result in ``.snakemake/metadata``. Where results were moved
+without that folder, or it was lost, it takes every file for current. Step files, counts and
+simulated data say themselves how they were made, and are compared with what would be made now. Of
+what says nothing, or something else, a record is written that fits nothing: Snakemake then makes
+it again, when it is asked for.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from scrna.errors import UserError
+from scrna.provenance import plain
+from scrna.workflow.stale import Place, places
+
+_ADVICE = (
+    "If these results were moved, bring .snakemake/metadata along from where they were made; "
+    "snakemake --touch takes all that is there for results of the present config"
+)
+
+
+def mark_unknown(workflow: Any, datasets: Iterable[str]) -> list[str]:
+    """Have Snakemake make again what is not known to follow from the present config.
+
+    Parameters
+    ----------
+    workflow
+        Snakemake's object, its rules read.
+    datasets
+        The datasets of the run.
+
+    Returns
+    -------
+    Lines that say what and why.
+
+    Raises
+    ------
+    UserError
+        If that cannot be written down.
+    """
+    there = places(workflow, datasets)
+    if not there:
+        return []
+    records = Records(workflow)
+    kept, again = [], defaultdict(list)
+    for place in there:
+        files = [file for file in place.outputs if Path(file).exists()]
+        unknown = [file for file in files if not records.has(file)]
+        why = _changed_source(place) or records.lost_input(files)
+        if unknown and not why:
+            if place.rule.name == "download":  # a person may have put the file there
+                kept += unknown
+                continue
+            why = difference(place)
+        # all of them, so no generator: any() would stop at the first
+        written = [records.write_unknown(place.rule.name, file, why) for file in files if why]
+        if any(written):
+            again[place.wildcards["dataset"], why].append(place.rule.name)
+    lines = [f"{file}: nothing says where it came from; it is used as it is" for file in kept]
+    for (name, why), rules in again.items():
+        lines.append(f"{name}: {', '.join(sorted(rules))}: {why}; made again when asked for")
+    if again:
+        lines.append(_ADVICE)
+    return lines
+
+
+def difference(place: Place) -> str | None:
+    """Compare what a result says of itself with what would be made now.
+
+    Parameters
+    ----------
+    place
+        The rule and its place.
+
+    Returns
+    -------
+    What differs; None where nothing does.
+    """
+    made = _provenance(place)
+    if made is None:
+        return "no record says how it was made"
+    params = dict(place.rule.params.items())
+    wildcards = SimpleNamespace(**place.wildcards)
+    settings = params["settings"](wildcards)
+    was = made.get("parameters", {}) | {"backend": made.get("backend")}
+    for key, value in settings.items():
+        value = json.loads(json.dumps(plain(value)))
+        if key != "threads" and was.get(key) != value:
+            return f"made with {key} {_short(was.get(key))}, not {_short(value)}"
+    if made.get("code") != params.get("code"):
+        return "made by other code"
+    for name, files in place.inputs().items():
+        if other := _other_input(made, name, files):
+            return f"made from another {other}"
+    return None
+
+
+class Records:
+    """What Snakemake keeps of results, looked at before it opens it itself."""
+
+    def __init__(self, workflow: Any):
+        from snakemake.settings.enums import PersistenceBackend
+
+        asked = workflow.workflow_settings
+        if asked.persistence_backend == PersistenceBackend.DB:
+            from snakemake.persistence.db import DbPersistence
+
+            url = asked.persistence_backend_db_url
+            self._kept = DbPersistence(**({"db_url": url} if url else {}))
+        else:
+            from snakemake.persistence.file import FilePersistence
+
+            self._kept = FilePersistence()
+
+    def has(self, file: str) -> bool:
+        """Return whether there is a record of a file."""
+        from snakemake.io import IOFile
+
+        return self._kept.metadata(IOFile(file)) is not None
+
+    def lost_input(self, files: Iterable[str]) -> str | None:
+        """Find a result that files were made from and that is gone, with its record.
+
+        Snakemake removes both where a step fails. A file that a person removed keeps its record.
+        """
+        from snakemake.io import IOFile
+
+        for file in files:
+            record = self._kept.metadata(IOFile(file))
+            for name in (record and record.input) or []:
+                is_result = name.startswith("results/")
+                if is_result and not Path(name).exists() and not self.has(name):
+                    return f"made from {name}, which a later run could not make again"
+        return None
+
+    def write_unknown(self, rule: str, file: str, why: str) -> bool:
+        """Write a record whose parameters are like none; return whether there was another."""
+        from snakemake.io import IOFile
+        from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord
+
+        params = [f"unknown ({why})"]
+        record = self._kept.metadata(IOFile(file))
+        if record is not None and record.params == params:
+            return False
+        record = MetadataRecord(
+            rule=rule, params=params, record_format_version=RECORD_FORMAT_VERSION, incomplete=False
+        )
+        try:
+            self._kept._write_record(file, record)
+        except (OSError, AttributeError, TypeError) as error:
+            msg = (
+                f"{file}: {why}, and that cannot be written into .snakemake/metadata ({error}). "
+                "Remove the file, or bring the folder .snakemake from where it was made"
+            )
+            raise UserError(msg) from error
+        return True
+
+
+def _provenance(place: Place) -> dict[str, Any] | None:
+    """Read how a result was made; None where it does not say, or cannot be read."""
+    from scrna.data import step_files
+
+    for path in map(Path, place.outputs):
+        try:
+            if path.suffix in (".h5", ".h5ad") and place.rule.name != "h5ad":
+                return step_files.provenance_of(path)
+            if path.name == "counts.json":
+                return json.loads(path.read_text())["provenance"]
+        except (OSError, KeyError, ValueError):
+            return None
+    return None
+
+
+def _other_input(made: dict[str, Any], name: str, files: Any) -> str | None:
+    """Name an input that is there and not the one that a result was made from."""
+    from scrna.data import step_files
+
+    was = made.get("inputs", {}).get(name)
+    paths = [Path(files)] if isinstance(files, str) else [Path(file) for file in files]
+    if was is None or not all(path.exists() for path in paths):
+        return None
+    found = [digest for path in paths if (digest := step_files.digest_of(path))]
+    return None if found == ([was] if isinstance(was, str) else was) else name
+
+
+def _changed_source(place: Place) -> str | None:
+    """Find a source that was replaced. Snakemake does not see it where the new file is older."""
+    summary = Path(place.outputs[-1])
+    if place.rule.name != "convert" or not summary.exists():
+        return None
+    try:
+        was = {Path(f["path"]).name: f["bytes"] for f in json.loads(summary.read_text())["source"]}
+    except (OSError, KeyError, ValueError, TypeError):
+        return "counts.json cannot be read"
+    paths = [path for path in map(Path, place.inputs()) if path.is_file()]
+    sizes = {path.name: path.stat().st_size for path in paths if path.name in was}
+    if paths and not sizes:
+        return f"made from {', '.join(was)}, not from {', '.join(path.name for path in paths)}"
+    for name, size in sizes.items():
+        if size != was[name]:
+            return f"{name} had {was[name]:,} bytes and has {size:,}"
+    return None
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]} …"

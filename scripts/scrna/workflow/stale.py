@@ -1,0 +1,291 @@
+"""Results that a run will make again: removed before it starts, with all that follows from them.
+
+Snakemake removes the output of a job when it starts the job. If the job fails, the files further
+down stay, and the next run takes them for current: they are newer than all their other inputs. So
+a run removes them first, those furthest down first: whatever fails or is killed afterwards, what
+is still there follows from what stands.
+"""
+
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from scrna.errors import UserError
+from scrna.processes import process_start
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a rule makes at one place.
+
+    Parameters
+    ----------
+    rule
+        The rule's name.
+    place
+        Its wildcards: dataset, and representation where there is one.
+    outputs, inputs
+        Paths as Snakemake has them, relative to the working directory.
+    """
+
+    rule: str
+    place: tuple[str, ...]
+    outputs: frozenset[str]
+    inputs: frozenset[str]
+
+    @property
+    def dataset(self) -> str:
+        """The dataset that it belongs to."""
+        return self.place[0]
+
+
+def following(due: Iterable[Made], there: Iterable[Made], kept: Iterable[Made] = ()) -> list[Made]:
+    """Find what follows from the jobs of a run, in the order in which it may be removed.
+
+    Parameters
+    ----------
+    due
+        What the run will make.
+    there
+        What else there is, whether the run knows of it or not.
+    kept
+        What the run needs as it is.
+
+    Returns
+    -------
+    The due ones, and of the others those that are made from them, however indirectly. Each comes
+    before what it is made from.
+    """
+    due, kept = set(due), {file for made in kept for file in made.outputs}
+    others = {made for made in there if not made.outputs & kept} - due
+    found, files = due, {file for made in due for file in made.outputs}
+    while new := {made for made in others - found if made.inputs & files}:
+        found |= new
+        files |= {file for made in new for file in made.outputs}
+    maker = {file: made for made in found for file in made.outputs}
+    order = TopologicalSorter(
+        {made: {maker[file] for file in made.inputs if file in maker} - {made} for made in found}
+    )
+    return [*order.static_order()][::-1]
+
+
+def clear(workflow: Any, datasets: Iterable[str], *, is_elsewhere: bool) -> list[str]:
+    """Remove, at the start of a run, what must not stand while it makes things again.
+
+    Parameters
+    ----------
+    workflow
+        Snakemake's object, with the jobs of the run.
+    datasets
+        The datasets of the run; what belongs to others stays.
+    is_elsewhere
+        Whether steps run on other machines, where a process cannot be looked for.
+
+    Returns
+    -------
+    Lines that say what was removed and why.
+    """
+    if workflow.touch or not workflow.is_main_process:
+        return []
+    datasets = list(datasets)
+    if not is_elsewhere:
+        remove_leftovers(datasets)
+    return remove_followers(workflow, datasets)
+
+
+def check_hooks(workflow: Any) -> None:
+    """Refuse ``--no-hooks``, with which Snakemake would leave out what happens before a run."""
+    # Snakemake sets the option on its object only after it has read the Snakefile.
+    if workflow.is_main_process and any(arg.startswith("--no-ho") for arg in sys.argv):
+        msg = (
+            "--no-hooks: this workflow needs its hooks, which keep a second run out of the "
+            "directory and remove results that no longer hold. Leave the option away"
+        )
+        raise UserError(msg)
+
+
+def remove_followers(workflow: Any, datasets: Iterable[str]) -> list[str]:
+    """Remove what a run will make again and all that follows from it.
+
+    Parameters
+    ----------
+    workflow
+        Snakemake's object, with the jobs of the run.
+    datasets
+        The datasets of the run; what belongs to others stays.
+
+    Returns
+    -------
+    Lines that say what was removed and why.
+    """
+    jobs = [job for job in workflow.dag.jobs if job.output]
+    due = {job for job in workflow.dag.needrun_jobs() if job.output}
+    there = made_by_rules(workflow, datasets)
+    standing = [_made(job) for job in jobs if job not in due]
+    removed = Counter()
+    for made in following(map(_made, due), there, standing):
+        files = [file for file in sorted(made.outputs) if file.startswith("results/")]
+        removed[made.dataset] += sum(map(remove, files))
+    return [
+        f"{name}: {_first(workflow.dag, due, name)} made again; {count} earlier "
+        f"{'result was' if count == 1 else 'results were'} removed, so that none is taken for new"
+        for name, count in sorted(removed.items())
+        if count
+    ]
+
+
+@dataclass(frozen=True)
+class Place:
+    """A rule of Snakemake's at one place, of which there is something.
+
+    Parameters
+    ----------
+    rule
+        Snakemake's rule.
+    wildcards
+        The values of its wildcards.
+    outputs
+        All its outputs, there or not.
+    """
+
+    rule: Any
+    wildcards: dict[str, str]
+    outputs: list[str]
+
+    def inputs(self) -> Any:
+        """Return its input files as the config is now; ``items()`` of it has them by name."""
+        return self.rule.expand_input(self.wildcards)[0]
+
+
+def places(workflow: Any, datasets: Iterable[str]) -> list[Place]:
+    """List what there is of datasets, by the rules that make it.
+
+    Parameters
+    ----------
+    workflow
+        Snakemake's object.
+    datasets
+        The datasets.
+    """
+    patterns = [("results", f"{name}/{depth}") for name in datasets for depth in ("*", "*/*")]
+    patterns += [("resources", f"{name}.*") for name in datasets]
+    files = [str(path) for folder, pattern in patterns for path in Path(folder).glob(pattern)]
+    rules = [rule for rule in workflow.rules if rule.output]
+    found = {}
+    for rule, file in ((rule, file) for file in files for rule in rules if rule.is_producer(file)):
+        wildcards = rule.get_wildcards(file)
+        outputs = [str(output.apply_wildcards(wildcards)) for output in rule.output]
+        found.setdefault((rule.name, *outputs), Place(rule, wildcards, outputs))
+    return [*found.values()]
+
+
+def made_by_rules(workflow: Any, datasets: Iterable[str]) -> list[Made]:
+    """List what there is of datasets and what it is made from.
+
+    The inputs of a file are those of its rule as the config is now, and those that Snakemake
+    recorded when it was made: one that is no longer asked for was used all the same.
+    """
+    from snakemake.io import IOFile
+
+    found = []
+    for place in places(workflow, datasets):
+        inputs = set(map(str, place.inputs()))
+        for output in place.outputs:
+            inputs |= set(workflow.persistence.input(IOFile(output)) or [])
+        where = tuple(place.wildcards.values())
+        found.append(Made(place.rule.name, where, frozenset(place.outputs), frozenset(inputs)))
+    return found
+
+
+def remove(path: str | Path) -> bool:
+    """Remove a file or a folder, a folder at once; return whether it was there."""
+    path = Path(path)
+    if not os.path.lexists(path):
+        return False
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return True
+    # A folder that is half removed must not be taken for a result.
+    gone = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    shutil.rmtree(gone, ignore_errors=True)
+    path.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
+    return True
+
+
+def remove_leftovers(datasets: Iterable[str]) -> int:
+    """Remove what killed processes left half written; return how many files and folders.
+
+    Parameters
+    ----------
+    datasets
+        The datasets of the run. The directory is this run's alone, and its jobs run on this
+        machine: a temporary name whose process is gone has nobody who writes to it.
+    """
+    patterns = [
+        pattern
+        for name in datasets
+        for pattern in (
+            f"results/{name}/.*.tmp-*",
+            f"results/{name}/*/.*.tmp-*",
+            f"resources/.{name}.*.tmp-*",
+            f"benchmarks/{name}/.*.tmp-*",
+            f"benchmarks/{name}/*/.*.tmp-*",
+        )
+    ]
+    leftovers = [path for pattern in patterns for path in Path().glob(pattern)]
+    leftovers = [path for path in leftovers if not _is_being_written(path)]
+    leftovers += _engines_left()
+    return sum(remove(path) for path in leftovers)
+
+
+def _engines_left() -> list[Path]:
+    """Find the folders of workers whose run is gone, and Python's temporary ones of theirs."""
+    found = []
+    for folder in Path(".snakemake/scrna").glob("cluster-*"):
+        if process_start(int(folder.name.rpartition("-")[2])) is None:
+            found.append(folder)
+            with suppress(OSError):
+                temporary = (folder / "temporary").readlink()
+                if temporary.name.startswith("pymp-") and temporary.stat().st_uid == os.getuid():
+                    found.append(temporary)
+    return found
+
+
+def _is_being_written(path: Path) -> bool:
+    """Return whether the process that a temporary name ends with is there, and old enough."""
+    try:
+        started = psutil.Process(int(path.name.rpartition("-")[2])).create_time()
+        return started <= path.lstat().st_mtime + 1  # a later process may have the same number
+    except (psutil.Error, ValueError, OSError):
+        return False
+
+
+def _made(job: Any) -> Made:
+    return Made(
+        job.rule.name,
+        tuple(job.wildcards_dict.values()),
+        frozenset(map(str, job.output)),
+        frozenset(map(str, job.input)),
+    )
+
+
+def _first(dag: Any, due: Iterable[Any], dataset: str) -> str:
+    """Name the steps of a dataset that are due and follow from no other that is."""
+    of_dataset = [job for job in due if job.wildcards_dict.get("dataset") == dataset]
+    first = [job for job in of_dataset if not set(dag.job_dependencies(job)) & set(due)]
+    names = " and ".join(sorted({job.rule.name for job in first or of_dataset}))
+    if not names:  # another dataset's file is its source
+        return "its source is"
+    if len(first) < len(of_dataset):
+        return f"{names} and what follows are"
+    return f"{names} {'is' if ' and ' not in names else 'are'}"
