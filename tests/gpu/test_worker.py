@@ -40,7 +40,8 @@ TOY = """
 import os, time
 import numpy as np
 from scrna import slots
-from scrna.step import run, step
+from scrna.step import step
+from scrna.workflow.rule import run
 
 @step
 def toy(out, *, gb, fails, backend):

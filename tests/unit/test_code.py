@@ -90,13 +90,14 @@ def test_an_edit_of_an_indirectly_imported_module_counts(scripts):
     steps = ["qc", "convert", "download"]
     # qc imports counts, counts imports backend
     assert "qc" in changed(scripts, "scrna/backend.py", "def arrays(", "def arrays_(", steps)
-    # convert imports sources, sources imports its readers within a function
-    file = "scrna/sources/h5ad.py"
+    # convert imports the formats, which import its readers within a function
+    file = "scrna/ingest/formats/h5ad.py"
     assert changed(scripts, file, "import", "import this; import", steps) == {"convert"}
 
 
 @pytest.mark.parametrize(
-    "module", ["step", "execution", "engine/client", "engine/worker", "lock", "watch"]
+    "module",
+    ["step", "resources/plan", "engine/client", "engine/worker", "resources/locks", "processes"],
 )
 def test_an_edit_of_what_carries_a_step_changes_nothing(scripts, module):
     file = f"scrna/{module}.py"

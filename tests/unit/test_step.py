@@ -65,7 +65,8 @@ def test_versions_of_what_is_not_imported_are_left_out(tmp_path):
     program = f"""
         import json, sys
         sys.path.append({str(Path(scrna.__file__).parents[1])!r})
-        from scrna.step import provenance, step
+        from scrna.provenance import provenance
+        from scrna.step import step
         print(json.dumps(step(lambda: provenance())()["versions"]))
         print([name for name in ("anndata", "pandas", "scanpy", "zarr") if name in sys.modules])
     """
@@ -354,7 +355,8 @@ from types import SimpleNamespace
 sys.path.append({str(Path(scrna.__file__).parents[1])!r})
 from scrna.errors import UserError
 from scrna.log import log
-from scrna.step import run, step
+from scrna.step import step
+from scrna.workflow.rule import run
 
 @step
 def filter_cells():

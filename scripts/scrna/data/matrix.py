@@ -125,9 +125,9 @@ def gene_values(
 def _column(matrix, column: int, backend: str) -> np.ndarray:
     """Give a column of a CSR matrix; slicing it would take several times the matrix's memory."""
     xp = arrays(backend)
-    places = xp.flatnonzero(open_matrix.indices == column)
-    values = xp.zeros(open_matrix.shape[0], dtype=xp.float32)
-    values[xp.searchsorted(open_matrix.indptr, places, side="right") - 1] = open_matrix.data[places]
+    places = xp.flatnonzero(matrix.indices == column)
+    values = xp.zeros(matrix.shape[0], dtype=xp.float32)
+    values[xp.searchsorted(matrix.indptr, places, side="right") - 1] = matrix.data[places]
     return to_host(values)
 
 
@@ -154,7 +154,7 @@ class _Wanted(NamedTuple):
 def _wanted(
     counts: Path, filtered: Path, normalized: Path | None, genes: np.ndarray | None, backend: str
 ) -> _Wanted:
-    """Gather what `open_matrix` is asked for."""
+    """Gather what `matrix` is asked for."""
     cells, kept_genes = kept(filtered)
     used = kept_genes.copy()
     if genes is not None:
@@ -217,7 +217,7 @@ def _keys(
 def _keep(key: tuple | None, matrix: Sequence[Any], backend: str) -> None:
     """Keep a matrix for the steps to come, if the headroom is free beside it."""
     if admission.usable_memory(backend) > 0:
-        kept_matrices.put(key, open_matrix)
+        kept_matrices.put(key, matrix)
 
 
 # --------------------------------------------------------------------------------------- clusters

@@ -9,7 +9,6 @@ from scrna.errors import UserError
 from scrna.log import log
 from scrna.resources import gpu_memory, gpus, kept_matrices
 from scrna.resources.estimates import MATRIX_STEPS, block_bytes, step_bytes
-from scrna.resources.gpus import visible_gpus
 from scrna.resources.host_memory import GIB
 from scrna.resources.plan import Choice, _there_is, blocks_problems, choose, plan_steps
 
@@ -183,7 +182,7 @@ def _gpu(backend: str) -> gpus.Gpu | None:
     """Give the GPU that this process computes on; None on the CPU."""
     if backend != "gpu":
         return None
-    found = visible_gpus()
+    found = gpus.visible_gpus()
     if not found:
         raise UserError(f"there is no GPU here: {gpus.gpu_problem()}")
     return found[0]

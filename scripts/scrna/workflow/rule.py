@@ -21,8 +21,6 @@ from scrna.errors import report
 from scrna.log import log, start_logging
 from scrna.processes import PID_VARIABLE, die_with
 from scrna.provenance import plain
-from scrna.step import perform
-from scrna.workflow import rule
 
 #: Sections of the config that say how a process works.
 _SECTIONS = ("gpu", "gpus", "memory", "dask", "worker")
@@ -162,10 +160,12 @@ def run(function: Callable, snakemake) -> None:
         The object that Snakemake puts into a script.
     """
     inner = inspect.unwrap(function)
-    rule.hand_over(inner.__globals__.get("__file__", ""), snakemake, inner.__name__)
-    job = rule.begin(snakemake)
-    with rule.ending():
-        rule.finish(job, perform(function, job))
+    hand_over(inner.__globals__.get("__file__", ""), snakemake, inner.__name__)
+    job = begin(snakemake)
+    with ending():
+        from scrna.step import perform  # needs NumPy and h5py, unlike a step in a worker
+
+        finish(job, perform(function, job))
     is_program = inner.__globals__.get("__name__") == "__main__"
     if is_program and "distributed" not in sys.modules:  # which has processes of its own to end
         _leave()

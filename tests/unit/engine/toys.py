@@ -47,7 +47,9 @@ import numpy as np
 from scrna import slots
 from scrna.errors import UserError
 from scrna.log import log
-from scrna.step import note, run, step
+from scrna.provenance import note
+from scrna.step import step
+from scrna.workflow.rule import run
 
 @step
 def toy(out, *, backend, size=1):
