@@ -125,7 +125,7 @@ CHANGES = {
 #: An edit of a file of the code → what is due.
 EDITS = {
     ("scripts/umap.py", "CODE"): of("umap") | DRAWN | FINAL,
-    ("scripts/scrna/graphs.py", "CODE"): of("tsne") | NEIGHBORS,
+    ("scripts/scrna/graphs.py", "CODE"): of("tsne") | GENES | NEIGHBORS,
     ("scripts/scrna/clusters.py", "CODE"): of("louvain") | LEIDEN,
     ("scripts/scrna/communities.py", "CODE"): of("louvain") | LEIDEN,
     ("scripts/scrna/drawing.py", "CODE"): ALL_DRAWN,
