@@ -4,7 +4,7 @@
 #   docker build --tag scrna --build-arg PINS=cpu .         without RAPIDS
 #   docker build --tag scrna --build-arg NOTEBOOK=yes .     with JupyterLab
 #
-# No container engine has built this file yet; envs/try_dockerfile executes its lines in a bare Debian 13, which
+# No container engine has built this file yet; envs/try_dockerfile.py executes its lines in a bare Debian 13, which
 # has been done on x86_64 with PINS=cpu. envs/scrna.def has the same commands for Apptainer.
 
 FROM debian:trixie-slim
@@ -35,9 +35,10 @@ RUN useradd --uid 1000 --create-home scrna \
     && mkdir -p /data .snakemake benchmarks logs resources results \
     && chmod 777 /data /home/scrna . .snakemake benchmarks logs resources results
 
-# The libraries of NVIDIA's driver come from the host; HOME is for users without an entry in passwd.
+# HOME and USER are for users without an entry in passwd; the libraries of NVIDIA's driver come from the host.
 ENV PATH=/workflow/.venv/bin:$PATH \
     HOME=/home/scrna \
+    USER=scrna \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 

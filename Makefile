@@ -45,7 +45,7 @@ dry-runs: env
 	python .ci/dry_runs.py $(ARGS)
 
 notebook: jupyter
-	jupyter lab --ip $(IP) --no-browser $(ARGS) docs/explore.ipynb
+	jupyter lab --ip $(IP) --no-browser --LabApp.default_url=/lab/tree/docs/explore.ipynb $(ARGS)
 
 # On top of .venv; where it is there already, uv sees that in a moment.
 jupyter: env

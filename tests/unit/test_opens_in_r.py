@@ -109,8 +109,8 @@ def test_r_has_a_reader_for_everything(file):
             "/obs: row names",
         ),
         (
-            lambda a: a.obs.insert(0, "maybe", pd.array([None, *a.obs_names[1:]], "string")),
-            "/obs/maybe: nullable-string-array",
+            lambda a: a.uns.update(words=pd.array(["a", None], "string")),
+            "/uns/words: nullable-string-array",
         ),
     ],
 )
@@ -118,7 +118,7 @@ def test_r_has_a_reader_for_everything(file):
 def test_what_r_would_stumble_over_is_noticed(file, tmp_path, change, expected):
     adata = ad.read_h5ad(file)[:20].copy()
     change(adata)
-    with ad.settings.override(allow_write_nullable_strings="maybe" in adata.obs):
+    with ad.settings.override(allow_write_nullable_strings="words" in adata.uns):
         adata.write_h5ad(tmp_path / "changed.h5ad")
     found = problems(tmp_path / "changed.h5ad")
     assert [line for line in found if line.startswith(expected)], found

@@ -1,16 +1,17 @@
-#!/usr/bin/env python3
-"""Execute the lines of the Dockerfile in a bare Debian: a check for machines without a container engine.
+"""Execute the lines of the Dockerfile in a bare Debian, where there is no container engine.
 
-Usage, as root: ``envs/try_dockerfile FOLDER [--arg NAME=VALUE ...] [--user UID] [-- COMMAND ...]``
+Usage, as root::
 
-debootstrap makes the Debian that FROM names in FOLDER/base, once; each call starts from a copy of it,
-FOLDER/image, and carries the Dockerfile's instructions out in order: RUN in a chroot with the ARG, ENV
-and WORKDIR that it would have, COPY from the files that git tracks. Then COMMAND runs there, or the
-Dockerfile's CMD, as its USER. It differs from an engine in that the network is the host's, nothing is
-isolated, and the architecture is this machine's.
+    python envs/try_dockerfile.py FOLDER [--arg NAME=VALUE ...] [--user UID] [-- COMMAND ...]
+
+debootstrap makes the Debian that FROM names in FOLDER/base, once. Each call starts from a copy,
+FOLDER/image, and carries out the Dockerfile's instructions in order: RUN in a chroot with the ARG,
+ENV and WORKDIR that it would have, COPY from the files that git tracks or would track. Then COMMAND
+runs there, or the Dockerfile's CMD, as its USER. Unlike with an engine the network is the host's,
+nothing is isolated, and the architecture is this machine's.
 
 A machine whose network needs certificates of its own names them in SSL_CERT_FILE: that file is laid
-into the image for the time of the call.
+into the image for the time of a command.
 """
 
 import argparse
@@ -29,10 +30,11 @@ WITHOUT_EFFECT = {"EXPOSE", "VOLUME", "ENTRYPOINT"}
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
-    """Return the instructions of a Dockerfile, each with what follows it, continued lines joined."""
+    """Return the instructions of a Dockerfile with what follows each, continued lines joined."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
-    return [(name.upper(), rest.strip()) for name, rest in (x.split(None, 1) for x in joined.splitlines())]
+    pairs = (line.split(None, 1) for line in joined.splitlines())
+    return [(name.upper(), rest.strip()) for name, rest in pairs]
 
 
 class Image:
@@ -58,7 +60,7 @@ class Image:
             return
         method = getattr(self, f"_{name.lower()}", None)
         if method is None:
-            sys.exit(f"Dockerfile: {name} is not known here; add it to envs/try_dockerfile")
+            sys.exit(f"Dockerfile: {name} is not known here; add it to envs/try_dockerfile.py")
         print(f"--- {name} {rest}", flush=True)
         method(rest)
 
@@ -132,7 +134,7 @@ class Image:
             cwd=ROOT, capture_output=True, text=True, check=True,
         ).stdout.split("\0")  # fmt: skip
         for name in filter(None, tracked):
-            # A file keeps its path below a folder that is copied, its name where it is named itself.
+            # A file that is named keeps its name; one in a folder that is copied keeps its path.
             place = Path(name).name if name in sources else name
             path = self._inside(target) / place
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,18 +146,18 @@ class Image:
 
 def main() -> None:
     """Build the image and run the command in it."""
-    usage = "envs/try_dockerfile FOLDER [options] [-- COMMAND ...]"
+    usage = "python envs/try_dockerfile.py FOLDER [options] [-- COMMAND ...]"
     parser = argparse.ArgumentParser(usage=usage, description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="where the Debian goes; some GB")
     parser.add_argument("--arg", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--user", help="run the command as this user id, as docker run --user does")
-    parser.add_argument("--built", action="store_true", help="take the image of the last call as it is")
+    parser.add_argument("--built", action="store_true", help="in the last call's image as it is")
     options, command = sys.argv[1:], []
     if "--" in options:
         options, command = options[: options.index("--")], options[options.index("--") + 1 :]
     given = parser.parse_args(options)
     if os.geteuid():
-        sys.exit("envs/try_dockerfile needs root: it uses debootstrap and chroot")
+        sys.exit("envs/try_dockerfile.py needs root: it uses debootstrap and chroot")
     given.folder.mkdir(parents=True, exist_ok=True)
     image = Image(given.folder.resolve() / "image", dict(pair.split("=", 1) for pair in given.arg))
     for name, rest in instructions((ROOT / "Dockerfile").read_text()):
