@@ -1,6 +1,7 @@
 """CI, container, citation and release files say what the repository does."""
 
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -109,6 +110,16 @@ def test_dry_runs_are_of_every_config_that_ships():
     expected += [f"preset {p.name}" for p in sorted((ROOT / "config").glob("presets/*.yaml"))]
     expected += [f"profile {p.name}" for p in sorted((ROOT / "profiles").iterdir())]
     assert done.stdout.splitlines() == expected
+
+
+@pytest.mark.parametrize("given", [["--config", "run=big"], ["--configfile", "big.yaml"]])
+def test_a_dry_run_without_gpu_changes_the_markers_of_what_was_refused_alone(given):
+    dry_runs = runpy.run_path(str(ROOT / ".ci/dry_runs.py"))
+    refusal = f"The config has errors:\n  - datasets.big: {dry_runs['REFUSED']}; on the CPU take"
+    *kept, own = dry_runs["without_gpu"](given, refusal)
+    assert kept == [*given, "--config"][: 2 if "--config" in given else 3]
+    name, _, value = own.partition("=")
+    assert (name, yaml.safe_load(value)) == ("datasets", {"big": {"markers": {"method": "t-test"}}})
 
 
 @pytest.mark.parametrize("name", JOBS)
