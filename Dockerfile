@@ -9,10 +9,11 @@
 
 FROM debian:trixie-slim
 
-# make, Python and pip are all that the set-up needs; tini passes Ctrl-C on to a run.
+# make, Python and pip are all that the set-up needs. Without libgomp1 numba works in one thread; tini passes
+# Ctrl-C on to a run.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates make python3 python3-pip tini \
+    && apt-get install --yes --no-install-recommends ca-certificates libgomp1 make python3 python3-pip tini \
     && rm -rf /var/lib/apt/lists/*
 
 WORKDIR /workflow

@@ -3,8 +3,8 @@
 Each dataset of config/config.yaml, each file of config/presets, and the demo with each profile. The
 working directory is an empty folder, so that results that lie here already change no plan.
 
-Without a GPU the workflow refuses `markers.method: wilcoxon_binned`, as it should. A config that has
-it is planned there with `t-test` instead, and that is said.
+Without a GPU the workflow refuses `markers.method: wilcoxon_binned`, as it should. A config that
+has it is planned there with `t-test` instead, and that is said.
 
 Usage: ``python .ci/dry_runs.py [--list]``
 """
@@ -47,7 +47,7 @@ def plan(arguments: list[str]) -> subprocess.CompletedProcess:
 
 
 def without_gpu(arguments: list[str], refusal: str) -> list[str]:
-    """Return the arguments with another method for the markers of the datasets that were refused."""
+    """Return the arguments with other markers for the datasets that were refused."""
     refused = re.findall(rf"datasets\.(\w+): {REFUSED}", refusal)
     own = f"datasets={json.dumps(dict.fromkeys(refused, ON_CPU))}"
     start = [] if "--config" in arguments else ["--config"]

@@ -71,6 +71,7 @@ class Image:
         lines = [
             "set -e",
             'mount --rbind /dev "$1/dev"',
+            'mount --rbind /sys "$1/sys"',
             'mount -t proc proc "$1/proc"',
             'cp /etc/resolv.conf "$1/etc/resolv.conf"',
         ]
