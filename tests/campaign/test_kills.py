@@ -1,0 +1,82 @@
+"""Every rule killed in the middle: nothing wrong stands, and the same command goes on from there."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.campaign.conftest import SHORT, differences, temporary
+from tests.campaign.victims import ENGINE, GROUP, PARENT, SNAKEMAKE, STEP, WORKER, holding
+
+pytestmark = [pytest.mark.campaign, pytest.mark.slow]
+
+#: Rule → its outputs in the shared run.
+OUTPUTS = {
+    "simulate": ["resources/toy.h5ad"],
+    "convert": ["results/toy/counts.zarr", "results/toy/counts.json"],
+    "qc": ["results/toy/qc.h5"],
+    "filter": ["results/toy/filter.csv", "results/toy/filter.h5"],
+    "normalize": ["results/toy/normalize.h5"],
+    "matrix": ["results/toy/matrix.zarr"],
+    "hvg": ["results/plain/hvg.h5"],
+    "pca": ["results/plain/pca/pca.h5"],
+    "harmony": ["results/toy/harmony/harmony.h5"],
+    "neighbors": ["results/toy/harmony/neighbors.h5"],
+    "umap": ["results/toy/pca/umap.h5"],
+    "tsne": ["results/plain/pca/tsne.h5"],
+    "leiden": ["results/plain/pca/leiden.h5"],
+    "louvain": ["results/plain/pca/louvain.h5"],
+    "markers": ["results/toy/harmony/markers.csv", "results/toy/harmony/markers.h5"],
+    "trajectory": ["results/toy/pca/trajectory.h5"],
+    "integration": ["results/toy/integration.csv", "results/toy/integration.h5"],
+    "final": ["results/toy/final.zarr"],
+    "h5ad": ["results/plain/final.h5ad"],
+    "qc_figures": ["results/toy/qc/figures"],
+    "figures": ["results/toy/figures"],
+    "marker_figures": ["results/toy/pca/figures"],
+    "report": ["results/toy/report.html"],
+}
+#: How steps run → whom to kill. Without a worker the rule's own process writes the result.
+VICTIMS = {"none": [STEP, SNAKEMAKE, GROUP], "warm": [WORKER, ENGINE, PARENT, STEP, SNAKEMAKE, GROUP]}
+#: Of each rule with a worker, beside the worker and the engine, one in turn.
+IN_TURN = [PARENT, STEP, SNAKEMAKE, GROUP]
+BY_A_WORKER = "qc normalize matrix hvg pca harmony neighbors umap tsne leiden louvain markers "
+BY_A_WORKER += "trajectory integration"
+CASES = [(rule, "none", VICTIMS["none"]) for rule in OUTPUTS]
+CASES += [
+    (rule, "warm", [WORKER, ENGINE, IN_TURN[number % len(IN_TURN)]])
+    for number, rule in enumerate(BY_A_WORKER.split())
+]
+ALL = ("umap", "warm", VICTIMS["warm"])
+CASES = [case for case in CASES if case[:2] != ALL[:2]] + [pytest.param(*ALL, marks=SHORT)]
+
+
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(("rule", "worker", "victims"), CASES)
+def test_killed_as_a_result_is_to_get_its_name(
+    done, tmp_path, monkeypatch, subtests, rule, worker, victims
+):
+    workflow = done.at(tmp_path / "work").over(f"worker: {worker}")
+    outputs = [workflow.folder / name for name in OUTPUTS[rule]]
+    target = OUTPUTS[rule][-1]
+    for output in outputs:
+        remove(output)
+    for role in victims:
+        with subtests.test(f"kills: {role}", rule=rule, worker=worker):
+            with holding(workflow, tmp_path / "hold", monkeypatch, target, target) as held:
+                status = held.strike(role)
+                assert status is not None, f"no {role} among {held.roles()}"
+                assert status == (-9 if role == SNAKEMAKE else 1)
+            printed = held.output.read_text()
+            assert "Traceback" not in printed
+            assert not outputs[-1].exists(), printed
+            assert differences(workflow.folder / "results", done.folder / "results") == []
+    with subtests.test("kills: the same command again", rule=rule, worker=worker):
+        workflow.run(target)
+        assert all(output.exists() for output in outputs)
+        assert differences(workflow.folder / "results", done.folder / "results") == []
+        assert temporary(workflow.folder) == []
+        assert workflow.due(target) == set()
