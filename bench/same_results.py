@@ -3,7 +3,8 @@
     python bench/same_results.py BEFORE/results AFTER/results
 
 To see whether a change of the code changed a result. Compares every step file (``*.h5``), table
-(``*.csv``) and object (``*.zarr``, ``*.h5ad``) that both folders have: names, dtypes, shapes and values.
+(``*.csv``) and object (``*.zarr``, ``*.h5ad``) that both folders have: names, dtypes, shapes and
+values.
 Provenance and digests, which hold times and versions, are left out. Prints a line for every
 element that differs, with the largest difference, and for every file that only one side has. Exits
 with 1 if an element differs.

@@ -1,6 +1,13 @@
-"""Every rule killed in the middle: nothing wrong stands, and the same command goes on from there."""
+"""Every rule killed in the middle: nothing wrong stands, and the same command goes on."""
 
+import http.server
+import random
 import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,7 +44,10 @@ OUTPUTS = {
     "report": ["results/toy/report.html"],
 }
 #: How steps run → whom to kill. Without a worker the rule's own process writes the result.
-VICTIMS = {"none": [STEP, SNAKEMAKE, GROUP], "warm": [WORKER, ENGINE, PARENT, STEP, SNAKEMAKE, GROUP]}
+VICTIMS = {
+    "none": [STEP, SNAKEMAKE, GROUP],
+    "warm": [WORKER, ENGINE, PARENT, STEP, SNAKEMAKE, GROUP],
+}
 #: Of each rule with a worker, beside the worker and the engine, one in turn.
 IN_TURN = [PARENT, STEP, SNAKEMAKE, GROUP]
 BY_A_WORKER = "qc normalize matrix hvg pca harmony neighbors umap tsne leiden louvain markers "
@@ -80,3 +90,61 @@ def test_killed_as_a_result_is_to_get_its_name(
         assert differences(workflow.folder / "results", done.folder / "results") == []
         assert temporary(workflow.folder) == []
         assert workflow.due(target) == set()
+
+
+@pytest.mark.parametrize("role", VICTIMS["none"])
+def test_a_download_killed(fresh, done, tmp_path, monkeypatch, subtests, role):
+    target = "resources/web.h5ad"
+    with (
+        serving(done.folder / "resources") as address,
+        subtests.test(f"kills: {role}", rule="download"),
+    ):
+        monkeypatch.setenv("SCRNA_TEST_URL", address)
+        workflow = fresh.over("run: web\ndatasets: {web: {source: $SCRNA_TEST_URL/plain.h5ad}}")
+        with holding(workflow, tmp_path / "hold", monkeypatch, target, target) as held:
+            assert held.strike(role) == (-9 if role == SNAKEMAKE else 1)
+        assert not (workflow.folder / target).exists()
+        workflow.run(target)
+        wanted = done.folder / "resources/plain.h5ad"
+        assert (workflow.folder / target).read_bytes() == wanted.read_bytes()
+
+
+def test_a_whole_run_killed_again_and_again(fresh, done, tmp_path, monkeypatch, subtests):
+    """All of the shared run from nothing, the same command each time."""
+    workflow = replace(done, folder=fresh.folder)
+    choose = random.Random(0)
+    for number in range(10):
+        missing = [
+            (rule, outputs[-1])
+            for rule, outputs in OUTPUTS.items()
+            if not (workflow.folder / outputs[-1]).exists()
+        ]
+        rule, target = choose.choice(missing[:4])
+        role = (SNAKEMAKE, GROUP)[number % 2]
+        with subtests.test("kills: a whole run again and again", rule=rule, role=role):
+            with holding(workflow, tmp_path / "hold", monkeypatch, target) as held:
+                assert held.strike(role) == (-9 if role == SNAKEMAKE else 1)
+            assert not (workflow.folder / target).exists()
+            assert differences(workflow.folder / "results", done.folder / "results") == []
+    workflow.run(timeout=400)
+    assert workflow.due() == set()
+    assert temporary(workflow.folder) == []
+    found, wanted = (run.folder / "results" for run in (workflow, done))
+    assert differences(found, wanted) == []
+    names = [{path.relative_to(folder) for path in folder.rglob("*")} for folder in (found, wanted)]
+    assert names[0] == names[1]
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Serve the files of a folder on this machine."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = partial(Quiet, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
