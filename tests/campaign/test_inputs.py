@@ -135,7 +135,7 @@ def test_each_is_refused_at_the_start_or_by_the_conversion(fresh, tmp_path, subt
             assert "Traceback" not in said
             if path in names:
                 assert [*workflow.folder.glob(f"results/{name}/*")] == []
-    with subtests.test("a good file among them"):
+    with subtests.test("files that do harm", file="a good one among them"):
         found = ad.read_zarr(workflow.folder / "results/good/counts.zarr").X
         assert (found != counts()).nnz == 0
     made = [path for path in workflow.folder.rglob("*") if path.is_file()]
