@@ -9,7 +9,9 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from bench import same_results
 from tests.workflow.conftest import code, done, fresh, once
@@ -21,7 +23,7 @@ SHORT = pytest.mark.campaign(short=True)
 def differences(found: Path, wanted: Path) -> list[str]:
     """Compare what stands in a folder of results with those of an undisturbed run.
 
-    Step files, tables and stores by their values, pictures by their bytes. What is not there, or
+    Step files, tables and stores by their values, pictures by their pixels. What is not there, or
     is in the other folder alone, makes no difference.
     """
     with warnings.catch_warnings():
@@ -30,7 +32,9 @@ def differences(found: Path, wanted: Path) -> list[str]:
     said = [line for line in said if not line.endswith(("only before", "only after"))]
     for picture in found.rglob("*.png"):
         other = wanted / picture.relative_to(found)
-        if picture.parent.name == "figures" and other.read_bytes() != picture.read_bytes():
+        if picture.parent.name == "figures" and not np.array_equal(
+            *(np.asarray(Image.open(path)) for path in (picture, other))
+        ):
             said.append(f"{picture} differs")
     return said
 

@@ -58,11 +58,9 @@ class Held:
             found[STEP] = scripts[0]
         return found
 
-    def strike(self, role: str) -> int | None:
-        """Kill a process; return the run's exit status, or None where there is no such process."""
-        victim = self.roles().get(role)
-        if victim is None:
-            return None
+    def strike(self, role: str) -> int:
+        """Kill a process, which has to be there; return the run's exit status."""
+        victim = self.roles()[role]
         if role == GROUP:
             os.killpg(victim, signal.SIGINT)
         else:
@@ -105,14 +103,12 @@ def holding(
         yield Held(run, int(os.readlink(held)), output)
         wait_until(lambda: not processes_of(run.pid), 30)
     finally:
-        (folder / "target").unlink()
-        held.unlink(missing_ok=True)
-        for pid in processes_of(run.pid):
+        for pid in [run.pid, *processes_of(run.pid)]:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if run.poll() is None:
-            run.kill()
-            run.wait()
+        run.wait()
+        (folder / "target").unlink()
+        held.unlink(missing_ok=True)
 
 
 def command(pid: int) -> str:
