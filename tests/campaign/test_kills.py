@@ -45,8 +45,7 @@ OUTPUTS = {
 }
 #: Without a worker the rule's own process writes the result.
 ALONE = [STEP, SNAKEMAKE, GROUP]
-BY_A_WORKER = "qc normalize matrix hvg pca harmony neighbors umap tsne leiden louvain markers "
-BY_A_WORKER += "trajectory integration"
+BY_A_WORKER = "qc normalize hvg pca harmony neighbors umap tsne leiden louvain markers trajectory"
 #: Of each rule with a worker, beside the worker and the engine, one in turn.
 IN_TURN = [PARENT, STEP, SNAKEMAKE, GROUP]
 CASES = [pytest.param("umap", "warm", [WORKER, ENGINE], marks=SHORT)]
