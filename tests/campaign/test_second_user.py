@@ -65,7 +65,15 @@ class AsNobody(Workflow):
         """Return a command that runs another as nobody, under the same process number."""
         scratch = self.home / "scratch"
         wrapper = ["unshare", "--mount", "sh", "-c", AS_USER, "sh"]
-        given = [scratch, sys.base_prefix, NOBODY, "env", f"HOME={self.home}"]
+        given = [
+            scratch,
+            sys.base_prefix,
+            NOBODY,
+            "env",
+            "-u",
+            "XDG_RUNTIME_DIR",
+            f"HOME={self.home}",
+        ]
         return [*wrapper, *map(str, [*given, *command])]
 
     def start(self, *targets, options=(), **popen):
