@@ -4,6 +4,7 @@
 """
 
 import datetime
+import os
 import warnings
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -71,6 +72,8 @@ class Table:
         self.with_subtests: set[str] = set()
 
     def pytest_runtest_logreport(self, report):
+        if "campaign" not in report.keywords:
+            return
         area = Path(report.nodeid.split("::")[0]).stem.removeprefix("test_").replace("_", " ")
         is_subtest = isinstance(report, pytest.SubtestReport)
         if is_subtest:
@@ -112,7 +115,8 @@ class Table:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # of pytest-xdist the process that hears of all
+    is_worker = hasattr(config, "workerinput")  # of pytest-xdist, whose main process hears of all
+    if "SCRNA_TEST_CAMPAIGN" in os.environ and not is_worker:
         config.pluginmanager.register(Table(), "campaign-table")
 
 
