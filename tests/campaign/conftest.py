@@ -6,9 +6,9 @@
 import datetime
 import os
 import warnings
-from collections import defaultdict
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -53,65 +53,59 @@ def temporary(folder: Path) -> list[Path]:
 # ------------------------------------------------------------------------------------- the table
 
 
-@dataclass
-class Row:
-    """The cases of an area."""
+class Case(NamedTuple):
+    """A subtest, or a test that has none."""
 
-    passed: int = 0
-    failed: int = 0
-    skipped: int = 0
-    seconds: float = 0.0
-    reasons: set[str] = field(default_factory=set)
+    area: str
+    outcome: str
+    reason: str
 
 
 class Table:
-    """Counts the cases as they are reported: subtests where a test has them, else the test."""
+    """Collects the cases of the campaign as they are reported."""
 
     def __init__(self):
-        self.rows: dict[str, Row] = defaultdict(Row)
-        self.with_subtests: set[str] = set()
+        self.cases: dict[str, list[Case]] = defaultdict(list)
+        self.seconds: Counter[str] = Counter()
 
     def pytest_runtest_logreport(self, report):
         if "campaign" not in report.keywords:
             return
         area = Path(report.nodeid.split("::")[0]).stem.removeprefix("test_").replace("_", " ")
-        is_subtest = isinstance(report, pytest.SubtestReport)
-        if is_subtest:
-            self.with_subtests.add(report.nodeid)
-            area = report.context.msg or area
-        elif report.when == "call" or report.failed or report.skipped:
-            self.rows[area].seconds += report.duration
-            if report.nodeid in self.with_subtests and not report.skipped:
-                return  # its cases are counted
-        else:
-            self.rows[area].seconds += report.duration
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else ""
+        case = Case(area, report.outcome, reason.removeprefix("Skipped: "))
+        cases = self.cases[report.nodeid]
+        if isinstance(report, pytest.SubtestReport):
+            cases.append(case._replace(area=report.context.msg or area))
             return
-        row = self.rows[area]
-        row.passed += report.passed
-        row.failed += report.failed
-        row.skipped += report.skipped
-        if report.skipped and isinstance(report.longrepr, tuple):
-            row.reasons.add(report.longrepr[2].removeprefix("Skipped: "))
+        self.seconds[report.nodeid] += report.duration
+        is_counted = any(case.outcome == report.outcome for case in cases)
+        if report.failed and not is_counted:  # outside of its subtests, or it has none
+            cases.append(case)
+        elif report.skipped or (report.when == "call" and not cases):
+            cases.append(case)
 
     def text(self) -> str:
-        """Return the table in Markdown."""
+        """Return the table in Markdown; the seconds of a test are shared among its cases."""
+        areas, seconds, reasons = defaultdict(Counter), Counter(), defaultdict(set)
+        for test, cases in self.cases.items():
+            for case in cases:
+                areas[case.area][case.outcome] += 1
+                seconds[case.area] += self.seconds[test] / len(cases)
+                if case.outcome == "skipped":
+                    reasons[case.area].add(case.reason)
         lines = ["| area | cases | passed | failed | seconds |", "|---|---|---|---|---|"]
-        total = Row()
-        for area, row in sorted(self.rows.items()):
-            n = row.passed + row.failed
-            if n:
-                lines.append(f"| {area} | {n} | {row.passed} | {row.failed} | {row.seconds:.0f} |")
-            total.passed += row.passed
-            total.failed += row.failed
-            total.seconds += row.seconds
-        n = total.passed + total.failed
-        lines.append(f"| all | {n} | {total.passed} | {total.failed} | {total.seconds:.0f} |")
-        skipped = {
-            f"{area}: {row.skipped} not run: {'; '.join(sorted(row.reasons))}"
-            for area, row in self.rows.items()
-            if row.skipped
-        }
-        return "\n".join([*lines, "", *sorted(skipped)]).rstrip() + "\n"
+        rows = sorted(areas.items())
+        rows.append(("all", sum(areas.values(), Counter())))
+        seconds["all"] = seconds.total()
+        for area, outcomes in rows:
+            passed, failed = outcomes["passed"], outcomes["failed"]
+            if n := passed + failed:
+                lines.append(f"| {area} | {n} | {passed} | {failed} | {seconds[area]:.0f} |")
+        lines.append("")
+        for area, why in sorted(reasons.items()):
+            lines.append(f"{area}: {areas[area]['skipped']} not run: {'; '.join(sorted(why))}")
+        return "\n".join(lines).rstrip() + "\n"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -122,7 +116,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     table = config.pluginmanager.get_plugin("campaign-table")
-    if table is None or not any(row.passed + row.failed for row in table.rows.values()):
+    if table is None or not table.cases:
         return
     file = Path(config.cache.mkdir("campaign")) / "table.md"
     file.write_text(f"Campaign of {datetime.date.today()}\n\n{table.text()}")
