@@ -79,10 +79,9 @@ class Table:
             cases.append(case._replace(area=report.context.msg or area))
             return
         self.seconds[report.nodeid] += report.duration
-        is_counted = any(case.outcome == report.outcome for case in cases)
-        if report.failed and not is_counted:  # outside of its subtests, or it has none
-            cases.append(case)
-        elif report.skipped or (report.when == "call" and not cases):
+        is_told = any(case.outcome == report.outcome for case in cases)
+        # else it went wrong outside of its subtests, or has none
+        if not is_told and (report.when == "call" or not report.passed):
             cases.append(case)
 
     def text(self) -> str:
