@@ -33,7 +33,7 @@ def differences(found: Path, wanted: Path) -> list[str]:
     said = [line for line in said if not line.endswith(("only before", "only after"))]
     for picture in found.rglob("*.png"):
         other = wanted / picture.relative_to(found)
-        if picture.parent.name == "figures" and not np.array_equal(
+        if "figures" in picture.parts and not np.array_equal(
             *(np.asarray(Image.open(path)) for path in (picture, other))
         ):
             said.append(f"{picture} differs")

@@ -36,13 +36,14 @@ READ_BY = {
     "toy/harmony/markers.csv": "report",
     "toy/harmony/markers.h5": "final",
     "toy/pca/trajectory.h5": "final",
+    "toy/integration_scores.h5": "integration",
     "toy/integration.h5": "final",
     "toy/integration.csv": "report",
     "toy/matrix.zarr/X/data/c/0": "final",
     "toy/matrix.zarr/layers/counts/indices/c/0": "final",
     "plain/final.zarr/layers/counts/data/c/0": "h5ad",
     "plain/final.zarr/obs/_index/c/0": "h5ad",
-    "toy/figures/*.png": "report",
+    "toy/figures/clusters/*.png": "report",
     "toy/qc/figures/*.png": "report",
 }
 

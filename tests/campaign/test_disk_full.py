@@ -42,6 +42,8 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
+#: Where the log of a rule lies, where not by its own name.
+PLACES = {"trajectory": "pca/trajectory", "figures": "clusters/figures"}
 CASES = [
     ("convert", "results"),
     ("matrix", "results"),
@@ -65,7 +67,7 @@ def test_a_full_disk(done, tmp_path, monkeypatch, small_disk, rule, what):
     for output in outputs:
         remove(output)
     target = OUTPUTS[rule][-1]
-    log = f"logs/toy/{rule}.log" if rule != "trajectory" else "logs/toy/pca/trajectory.log"
+    log = f"logs/toy/{PLACES.get(rule, rule)}.log"
     # the run has begun, and what it will make again is gone
     with holding(workflow, tmp_path / "hold", monkeypatch, log, target) as held:
         ballast = fill(small_disk)

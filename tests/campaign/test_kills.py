@@ -14,6 +14,7 @@ import pytest
 
 from tests.campaign.conftest import SHORT, differences, temporary
 from tests.campaign.victims import ENGINE, GROUP, PARENT, SNAKEMAKE, STEP, WORKER, holding
+from tests.workflow.test_stale import rules_in
 
 pytestmark = [pytest.mark.campaign, pytest.mark.slow]
 
@@ -35,11 +36,12 @@ OUTPUTS = {
     "louvain": ["results/plain/pca/louvain.h5"],
     "markers": ["results/toy/harmony/markers.csv", "results/toy/harmony/markers.h5"],
     "trajectory": ["results/toy/pca/trajectory.h5"],
+    "integration_scores": ["results/toy/integration_scores.h5"],
     "integration": ["results/toy/integration.csv", "results/toy/integration.h5"],
     "final": ["results/toy/final.zarr"],
     "h5ad": ["results/plain/final.h5ad"],
     "qc_figures": ["results/toy/qc/figures"],
-    "figures": ["results/toy/figures"],
+    "figures": ["results/toy/figures/clusters"],
     "marker_figures": ["results/toy/pca/figures"],
     "report": ["results/toy/report.html"],
 }
@@ -54,6 +56,13 @@ CASES += [
     (rule, "warm", [WORKER, ENGINE, IN_TURN[number % len(IN_TURN)]])
     for number, rule in enumerate(BY_A_WORKER.split())
 ]
+
+
+def test_the_table_has_every_rule(done):
+    rules = {rule for file in done.code.glob("rules/*.smk") for rule in rules_in(file)}
+    assert {*OUTPUTS, "download"} == rules
+    assert {rule for rule, _, _ in CASES[1:]} == {*OUTPUTS}
+    assert all((done.folder / name).exists() for names in OUTPUTS.values() for name in names)
 
 
 def remove(path: Path) -> None:
