@@ -2,6 +2,7 @@
 # make stop   end the workers that runs have left for the next one (worker_keep_minutes)
 # make test   set up everything and run the tests
 # make test-portable  the unit tests as on other processors, threads, locales and time zones; an hour
+# make campaign  very many bad inputs, kills and damages, in some 30 minutes; prints a table
 # make lint   the linters, as CI runs them
 # make notebook  set up JupyterLab as well and start it on 127.0.0.1; it prints an address with a token
 # make dry-runs  plan a run of every config that ships
@@ -19,7 +20,7 @@ PROFILE := $(if $(GPU),spark,cpu)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHON
 
-.PHONY: run stop test test-portable lint dry-runs notebook jupyter pins clean env
+.PHONY: run stop test test-portable campaign lint dry-runs notebook jupyter pins clean env
 
 run: env
 	snakemake --profile $(PROFILE) $(ARGS)
@@ -33,6 +34,9 @@ test: env
 
 test-portable: env
 	python tests/portable.py $(ARGS)
+
+campaign: env
+	SCRNA_TEST_CAMPAIGN=1 pytest -n 2 --dist worksteal -m campaign tests/campaign tests/workflow/test_stale.py $(ARGS)
 
 lint: env
 	ruff check

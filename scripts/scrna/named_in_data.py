@@ -5,11 +5,12 @@ later is no reason to run them again, so the start of a run looks at what they l
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from scrna.config import Source, batch_keys, covariates, is_current
-from scrna.damage import read_summary
+from scrna.damage import DamagedError, read_summary
 from scrna.names import is_clustering
 from scrna.parameters import of_step
 from scrna.rule import plain
@@ -88,12 +89,12 @@ def check_converted(
         facts = _facts(folder / "counts.json", dataset, found[name], named)
         if facts is None:
             continue
-        if facts["provenance"].get("named") != named:
-            _check_counts(folder / "counts.zarr", named)
-        filtered = folder / "filter.h5"
-        if filtered.exists():
-            settings = plain(of_step("filter", dataset, backend=backend, seed=seed))
-            _check_filtered(folder, facts["digest"], settings, named)
+        with suppress(DamagedError):  # the first step that reads it says so and sets it aside
+            if facts["provenance"].get("named") != named:
+                _check_counts(folder / "counts.zarr", named)
+            if (folder / "filter.h5").exists():
+                settings = plain(of_step("filter", dataset, backend=backend, seed=seed))
+                _check_filtered(folder, facts["digest"], settings, named)
 
 
 def _facts(
@@ -133,10 +134,7 @@ def _check_filtered(
     from scrna import slots
 
     filtered = folder / "filter.h5"
-    try:
-        record = slots.provenance_of(filtered)
-    except (OSError, KeyError):  # damaged: the steps that read it say so
-        return
+    record = slots.provenance_of(filtered)
     stands = record["parameters"] == settings and record["inputs"].get("counts") == digest
     if not stands or record.get("named") == named:
         return

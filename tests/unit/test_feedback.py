@@ -6,6 +6,7 @@ import os
 import pytest
 
 from scrna import feedback, slots
+from scrna.damage import DamagedError
 from scrna.errors import UserError
 from scrna.feedback import Job, advice, failure, failure_lines, usage_lines
 from scrna.log import log, send_logs, start_logging
@@ -76,6 +77,7 @@ def ended(job: Job, how: str, message: str = "None", script: str = "umap") -> st
         (UserError("toy: 3 GB are missing: No space left on device"), "user"),
         (UserError("the worker's process died while it ran this step: out of memory"), "worker"),
         (UserError("the run's worker is gone (EOFError()); its log: x"), "worker"),
+        (DamagedError("qc.h5", "qc.h5 is empty", advice="Run the same command again"), "user"),
         (IndexError("list index out of range"), "unknown"),
     ],
 )
