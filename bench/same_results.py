@@ -3,7 +3,8 @@
     python bench/same_results.py BEFORE/results AFTER/results
 
 To see whether a change of the code changed a result. Compares every step file (``*.h5``), table
-(``*.csv``) and store (``*.zarr``) that both folders have: names, dtypes, shapes and values.
+(``*.csv``) and object (``*.zarr``, ``*.h5ad``) that both folders have: names, dtypes, shapes and
+values.
 Provenance and digests, which hold times and versions, are left out. Prints a line for every
 element that differs, with the largest difference, and for every file that only one side has. Exits
 with 1 if an element differs.
@@ -27,7 +28,7 @@ def elements(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix == ".csv":
         yield "text", np.asarray(path.read_text().splitlines(), dtype=object)
         return
-    if path.suffix == ".h5":
+    if path.suffix in (".h5", ".h5ad"):
         with h5py.File(path) as file:
             names: list[str] = []
             file.visititems(
@@ -66,7 +67,7 @@ def difference(before: Any, after: Any) -> str | None:
 
 def compare(before: Path, after: Path) -> tuple[list[str], int]:
     """Compare two results folders; return what differs, and how many elements were compared."""
-    kinds = ("*.h5", "*.csv", "*.zarr")
+    kinds = ("*.h5", "*.h5ad", "*.csv", "*.zarr")
     files = [
         {
             p.relative_to(folder)

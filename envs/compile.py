@@ -3,7 +3,8 @@
 Usage: ``compile.py UV [option of uv pip compile, --upgrade say, ...]``
 
 ``gpu.txt`` comes first and binds ``cpu.txt``, so that a run on the CPU and one on the GPU use the
-same versions of what they share. ``uv.txt`` is the installer itself, for machines without one.
+same versions of what they share. ``uv.txt`` is the installer itself, for machines without one;
+``notebook.txt`` is JupyterLab, which goes on top of either.
 
 A conda environment holds its pins in full. A line ``-r cpu.txt`` would be shorter, but Snakemake
 copies the environment file alone into ``.snakemake/conda``, where pip then looks for ``cpu.txt`` in
@@ -12,6 +13,7 @@ vain; nor would Snakemake see that the pins changed.
 
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 ENVS = Path(__file__).resolve().parent
@@ -63,6 +65,11 @@ def main(uv: str, *options: str) -> None:
     compile_pins(uv, "gpu.txt", [*extra, "--extra", "gpu"], source="pyproject.toml")
     compile_pins(uv, "cpu.txt", [*extra, "-c", "envs/gpu.txt"], source="pyproject.toml")
     compile_pins(uv, "uv.txt", list(options), source="-", stdin="uv\n")
+    # JupyterLab alone, without what the workflow needs; where they share a package, its version.
+    extras = tomllib.loads((ENVS.parent / "pyproject.toml").read_text())["project"]
+    notebook = "\n".join(extras["optional-dependencies"]["notebook"])
+    bound = [*options, "-c", "envs/gpu.txt"]
+    compile_pins(uv, "notebook.txt", bound, source="-", stdin=notebook)
     for name in ("cpu", "gpu"):
         pins = (ENVS / f"{name}.txt").read_text()
         (ENVS / f"{name}.yaml").write_text(conda_environment(pins))

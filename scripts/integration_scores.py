@@ -2,10 +2,10 @@
 
 For datasets with a ``batch_key``; `integration` adds what depends on the clusters and the verdict,
 and says what each score is. Scores of labels need the dataset's ``label_key`` and leave cells
-without a label out. The scores are computed on a sample of ``n_cells`` cells, drawn plainly with
-the config's seed, whose neighbors are sought within the sample; by Euclidean distance, on the
-components that the neighbor graph uses. Of several batch columns the first is scored; a missing
-batch is a batch.
+without a label out, which ``label_missing`` tells. The scores are computed on a sample of
+``n_cells`` cells, drawn plainly with the config's seed, whose neighbors are sought within the
+sample; by Euclidean distance, on the components that the neighbor graph uses. Of several batch
+columns the first is scored; a missing batch is a batch.
 
 Settings: section ``integration``, the dataset's ``batch_key``, ``label_key`` and
 ``label_missing``, ``n_pcs`` of ``neighbors``. Inputs: ``counts.zarr`` (obs), filter, pca, harmony.

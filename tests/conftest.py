@@ -47,7 +47,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first, mark the numeric ones, skip those marked `gpu` without a GPU.
 
-    Where there is one, the GPU stack may warn.
+    Where there is one, the GPU stack may warn. Of the campaign only the short cases run by
+    themselves.
     """
     rank = {f"{ROOT}/tests/{name}.py": number for number, name in enumerate(FIRST)}
     items.sort(key=lambda item: rank.get(str(item.path), len(FIRST)))
@@ -55,6 +56,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if str(item.path) in numeric:
             item.add_marker(pytest.mark.numeric)
+        campaign = item.get_closest_marker("campaign")
+        if campaign and not campaign.kwargs and "SCRNA_TEST_CAMPAIGN" not in os.environ:
+            item.add_marker(pytest.mark.skip(reason="SCRNA_TEST_CAMPAIGN=1, as make campaign sets"))
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.filterwarnings("default"))
             if not has_gpu():

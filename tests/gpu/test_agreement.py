@@ -79,9 +79,17 @@ def test_statistics_of_genes_that_are_all_taken_agree(analyses, counts, flavor, 
         files = counts, folder / "filter.h5", values
         with open_matrix("hvg", *files, backend=device, asked=how, flavor=flavor) as matrix:
             found[device] = moments(matrix, flavor)
+            n_cells = matrix.shape[0]
     assert found["cpu"].keys() == found["gpu"].keys()
+    mean = found["cpu"]["means"]
     for name, expected in found["cpu"].items():
-        np.testing.assert_allclose(found["gpu"][name], expected, rtol=1e-4, err_msg=name)
+        error = 1e-4 * np.abs(expected)
+        if flavor == "cell_ranger" and name == "dispersions":
+            # (E[x²] - mean²) / mean: the GPU sums n float32 values, each rounded to 2**-24, and
+            # of a gene that all cells have little is left of the difference
+            squares = expected * mean + 2 * mean**2
+            error = error + n_cells * 2.0**-24 * squares / np.maximum(mean, 1e-12)
+        assert (np.abs(found["gpu"][name] - expected) <= error).all(), name
 
 
 # ----------------------------------------------------------------------------------- tolerance

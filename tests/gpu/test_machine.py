@@ -13,11 +13,11 @@ pytestmark = pytest.mark.gpu
 ALLOCATE = """
 import sys
 sys.path.append(sys.argv[2])
-from scrna import backend, machine
-backend.start_gpu(memory=sys.argv[1], pool_gb=1)
+from scrna.resources import gpu_memory, gpu_pool
+gpu_pool.start_gpu(memory=sys.argv[1], pool_gb=1)
 import cupy
 kept = cupy.zeros(2**24, dtype=cupy.float32)
-print(int(kept.sum()), backend.gpu_record()["gpu_peak_bytes"], machine.pool_held())
+print(int(kept.sum()), gpu_pool.gpu_record()["gpu_peak_bytes"], gpu_memory.pool_held())
 """
 
 

@@ -39,7 +39,7 @@ runpy.run_path(sys.argv[2], {"snakemake": rule}, "__main__")
 TOY = """
 import os, time
 import numpy as np
-from scrna import slots
+from scrna.data import step_files
 from scrna.step import step
 from scrna.workflow.rule import run
 
@@ -47,7 +47,8 @@ from scrna.workflow.rule import run
 def toy(out, *, gb, fails, backend):
     import cupy
     taken = cupy.zeros(int(gb * 2**30), dtype=cupy.uint8)
-    slots.write(out, {"obs/pid": np.array([os.getpid()]), "obs/sum": np.array([int(taken.sum())])})
+    sums = np.array([int(taken.sum())])
+    step_files.write(out, {"obs/pid": np.array([os.getpid()]), "obs/sum": sums})
     time.sleep(0.3)  # the memory is sampled
     if fails:
         cupy.zeros(2**50, dtype=cupy.uint8)

@@ -152,7 +152,7 @@ def test_on_the_gpu_the_best_of_several_tries_is_taken_of_few_cells(demo, monkey
 
     made = dict.fromkeys(["ResourceHandle", "GraphProperties", "SGGraph"], lambda *_, **__: None)
     cugraph = SimpleNamespace(leiden=found, **made)  # the library that is not here
-    monkeypatch.setattr(clustering.imports, "need", {"pylibcugraph": cugraph}.get)
+    monkeypatch.setitem(sys.modules, "pylibcugraph", cugraph)
     monkeypatch.setitem(sys.modules, "cupy", np)
     if is_large:
         monkeypatch.setattr(clustering, "TRIES_UP_TO", len(good) - 1)

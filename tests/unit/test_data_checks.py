@@ -270,6 +270,16 @@ def test_steps_that_are_due_look_themselves(there, look, change):
     look(f"{of_filter}\n{change}")
 
 
+@pytest.mark.parametrize("name", ["filter.h5", "counts.zarr/obs/label/codes/c/0"])
+def test_damage_is_left_to_the_step_that_reads_it_and_sets_it_aside(there, look, name):
+    of_no_cell = "label_key: label\ntrajectory: {root: {label: NK}}"
+    with pytest.raises(UserError, match="NK"):
+        look(of_no_cell)
+    assert (there / name).stat().st_size
+    (there / name).write_bytes(b"")
+    look("label_key: label" if name == "filter.h5" else of_no_cell)
+
+
 def test_a_source_that_has_changed_is_left_to_the_conversion(there, look, source):
     os.utime(source)
     try:

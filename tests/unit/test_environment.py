@@ -131,6 +131,7 @@ def imported(folder: str) -> dict[str, Path]:
         "tests",
         "envs",
         "docs",
+        "bench",
     }
     found = {}
     for path in (ROOT / folder).rglob("*.py"):

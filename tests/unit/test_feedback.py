@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from scrna.damage import DamagedError
 from scrna.data import step_files
 from scrna.data.benchmarks import Usage, table, usage_of
 from scrna.errors import UserError
@@ -77,6 +78,7 @@ def ended(job: Job, how: str, message: str = "None", script: str = "umap") -> st
         (UserError("toy: 3 GB are missing: No space left on device"), "user"),
         (UserError("the worker's process died while it ran this step: out of memory"), "worker"),
         (UserError("the run's worker is gone (EOFError()); its log: x"), "worker"),
+        (DamagedError("qc.h5", "qc.h5 is empty", advice="Run the same command again"), "user"),
         (IndexError("list index out of range"), "unknown"),
     ],
 )

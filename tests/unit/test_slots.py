@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -222,11 +223,12 @@ def test_a_failing_write_leaves_the_old_file_and_no_other(tmp_path):
 def test_what_a_killed_write_left_goes_with_the_next(tmp_path):
     program = f"""
         import os, signal, sys
-        sys.path.append({os.path.dirname(os.path.dirname(step_files.__file__))!r})
+        sys.path.append({str(Path(step_files.__file__).parents[2])!r})
         import numpy as np
-        from scrna import files, slots
-        files.os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
-        slots.write({str(tmp_path / "a.h5")!r}, {{"obs/a": np.arange(3)}})
+        from scrna import atomic
+        from scrna.data import step_files
+        atomic.os.replace = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)
+        step_files.write({str(tmp_path / "a.h5")!r}, {{"obs/a": np.arange(3)}})
     """
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False)
     assert ended.returncode == -signal.SIGKILL

@@ -119,7 +119,7 @@ def test_the_run_ends_with_a_table_of_its_steps(done):
     if "shorter steps" in steps[-1]:
         assert len(steps) == 37 + 1
     for line in steps[:37]:
-        assert re.fullmatch(r"\w+ (toy|plain)(/pca|/harmony)? +[\d.]+ s +(\d+ MB|-) +CPU", line)
+        assert re.fullmatch(r"\w+ (toy|plain)(/\w+)? +[\d.]+ s +(\d+ MB|-) +CPU", line)
     labels = [" ".join(line.split()[:2]) for line in steps]
     order = "simulate toy, convert toy, qc toy, pca toy/pca, neighbors toy/pca, final toy"
     order = order.split(", ")

@@ -46,10 +46,6 @@ FOLLOWS = {
 }
 #: Those of the table that are run each time; all of them take a minute.
 IN_SHORT = ["simulate", "filter", "harmony", "leiden", "figures", "final"]
-CAMPAIGN = [
-    pytest.mark.campaign,
-    pytest.mark.skipif("SCRNA_TEST_CAMPAIGN" not in os.environ, reason="SCRNA_TEST_CAMPAIGN=1"),
-]
 #: What each rule writes, below results/ and the place of its job.
 OUTPUTS = {
     "convert": ["counts.zarr", "counts.json"],
@@ -107,7 +103,7 @@ def rules_in(file: Path) -> list[str]:
     "rules",
     [
         pytest.param(IN_SHORT, id="in short"),
-        pytest.param([*{*FOLLOWS} - {*IN_SHORT}], id="the others", marks=CAMPAIGN),
+        pytest.param([*{*FOLLOWS} - {*IN_SHORT}], id="the others", marks=pytest.mark.campaign),
     ],
 )
 def test_each_rule_fails_twice_and_nothing_of_before_stands(done, tmp_path, rules):

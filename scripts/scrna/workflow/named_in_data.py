@@ -5,13 +5,14 @@ later is no reason to run them again, so the start of a run looks at what they l
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from scrna.config.datasets import Source, covariates, is_current
 from scrna.config.settings import batch_keys
 from scrna.config.step_parameters import of_step
-from scrna.damage import read_summary
+from scrna.damage import DamagedError, read_summary
 from scrna.names import is_clustering
 from scrna.provenance import plain
 
@@ -89,12 +90,12 @@ def check_converted(
         facts = _facts(folder / "counts.json", dataset, found[name], named)
         if facts is None:
             continue
-        if facts["provenance"].get("named") != named:
-            _check_counts(folder / "counts.zarr", named)
-        filtered = folder / "filter.h5"
-        if filtered.exists():
-            settings = plain(of_step("filter", dataset, backend=backend, seed=seed))
-            _check_filtered(folder, facts["digest"], settings, named)
+        with suppress(DamagedError):  # the first step that reads it says so and sets it aside
+            if facts["provenance"].get("named") != named:
+                _check_counts(folder / "counts.zarr", named)
+            if (folder / "filter.h5").exists():
+                settings = plain(of_step("filter", dataset, backend=backend, seed=seed))
+                _check_filtered(folder, facts["digest"], settings, named)
 
 
 def _facts(
@@ -134,10 +135,7 @@ def _check_filtered(
     from scrna.data import step_files
 
     filtered = folder / "filter.h5"
-    try:
-        record = step_files.provenance_of(filtered)
-    except (OSError, KeyError):  # damaged: the steps that read it say so
-        return
+    record = step_files.provenance_of(filtered)
     stands = record["parameters"] == settings and record["inputs"].get("counts") == digest
     if not stands or record.get("named") == named:
         return

@@ -110,7 +110,7 @@ def failure(job: Job, snakemake_log: str = "", *, since: float = 0) -> Failure:
         return Failure(job, said, _first(_ENDS, ended) or _first(_SIGNS, said) or "unknown")
     said = "\n".join(errors)
     cause = _first({key: _SIGNS[key] for key in ("stopped", "worker")}, said)
-    if cause is None and re.search(r"^(scrna\.errors\.)?UserError: ", text, re.MULTILINE):
+    if cause is None and re.search(r"^(scrna\.\w+\.)?(User|Damaged)Error: ", text, re.MULTILINE):
         cause = "user"
     # A C++ error may tell its kind in the traceback alone; the first sign that fits is the cause.
     return Failure(job, said, cause or _first(_SIGNS, said) or _first(_SIGNS, text) or "unknown")

@@ -175,10 +175,10 @@ def test_a_rules_process_leaves_dask_to_the_engine(attached):
 
 HOLDS = """
 from scipy.sparse import random
-from scrna import cache
-log.info("kept before: %s", cache.nbytes() > 0)
-cache.put(("a matrix",), [random(1000, 100, 0.1, format="csr", dtype=np.float32)])
-slots.write(out, {'obs/a': np.array([1])})
+from scrna.resources import kept_matrices
+log.info("kept before: %s", kept_matrices.nbytes() > 0)
+kept_matrices.put(("a matrix",), [random(1000, 100, 0.1, format="csr", dtype=np.float32)])
+step_files.write(out, {'obs/a': np.array([1])})
 """
 
 
@@ -195,5 +195,9 @@ def test_a_workers_matrix_is_kept_for_the_next_step_and_no_longer(attached, exis
     with dask_tasks.connected(existing.file) as client:
         client.run(shorter)
     assert attached.run(HOLDS).code == 0
-    body = "from scrna import cache; log.info('kept: %s', cache.nbytes() > 0)\n" + PID
+    body = f"""
+    from scrna.resources import kept_matrices
+    log.info('kept: %s', kept_matrices.nbytes() > 0)
+    {PID}
+    """
     eventually(lambda: "kept: False" in attached.run(body).log, 20)

@@ -204,8 +204,8 @@ def test_a_script_that_is_edited_gives_another_identity(tmp_path, monkeypatch):
 
 HOLDS = """
 from scipy.sparse import random
-from scrna import cache
-cache.put(("a matrix",), [random(1000, 100, 0.1, format="csr", dtype=np.float32)])
+from scrna.resources import kept_matrices
+kept_matrices.put(("a matrix",), [random(1000, 100, 0.1, format="csr", dtype=np.float32)])
 """
 
 

@@ -47,7 +47,7 @@ def test_a_rules_own_process_ends_at_once_but_its_log_is_whole(cold, library):
     import atexit, types
     atexit.register(print, "farewell")
     print("said", end="")
-    slots.write(out, {"obs/a": np.arange(3)})
+    step_files.write(out, {"obs/a": np.arange(3)})
     if size == 1:
         sys.modules["distributed"] = types.ModuleType("distributed")
     """
@@ -73,7 +73,7 @@ def test_steps_share_a_process_that_is_not_the_rules(warm, engine):
 def test_a_step_finds_the_folder_and_the_libraries_of_its_run(warm, engine):
     body = """
     log.info("in %s, scanpy: %s", os.getcwd(), "scanpy" in sys.modules)
-    slots.write(out, {"obs/a": np.arange(1)})
+    step_files.write(out, {"obs/a": np.arange(1)})
     """
     assert f"in {warm.folder}, scanpy: True" in warm.run(body).log
     assert {worker.cwd() for worker in engine.workers} == {"/"}

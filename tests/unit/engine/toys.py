@@ -44,7 +44,7 @@ if __name__ == "__main__":
 
 import os, sys, time, warnings
 import numpy as np
-from scrna import slots
+from scrna.data import step_files
 from scrna.errors import UserError
 from scrna.log import log
 from scrna.provenance import note
@@ -59,7 +59,7 @@ TAIL = """
 if __name__ == "__main__":
     run(toy, snakemake)
 """
-PID = "slots.write(out, {'obs/pid': np.array([os.getpid()])})"
+PID = "step_files.write(out, {'obs/pid': np.array([os.getpid()])})"
 #: Ticks as long as it runs, having said in which process.
 FOREVER = """
 (out.parent / "pid").write_text(f"{os.getpid()} ")
@@ -221,6 +221,6 @@ for n in range(300):
     log.info("%d cells", n)
 warnings.warn("graph is not connected", RuntimeWarning)
 note("recall", 0.97)
-slots.write(out, {"obs/a": np.arange(size)})
+step_files.write(out, {"obs/a": np.arange(size)})
 log.error("after it")
 """
