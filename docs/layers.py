@@ -1,6 +1,6 @@
 """Draw the layers of scripts/scrna into docs/architecture.md: python docs/layers.py.
 
-`LAYERS` is the one list of the layers; tests/unit/test_layers.py holds the code to it.
+`LAYERS` is the one list of the layers; tests/unit/repository/test_layers.py holds the code to it.
 """
 
 import ast

@@ -17,16 +17,18 @@ sys.path += [str(ROOT / "scripts"), str(ROOT)]
 #: The files that pytest-xdist hands out first, since the last to end decides how long all take.
 #: The first makes the complete run, which the next two do not need.
 FIRST = """
-workflow/test_running unit/engine/test_server unit/test_opens_everywhere workflow/test_worker
-unit/engine/test_steps unit/engine/test_dask
-workflow/test_interrupts workflow/test_reruns workflow/test_config_cases unit/test_real_data
-unit/test_neighbors browser/test_cellmap unit/test_code
+workflow/test_running unit/engine/test_server unit/scripts/test_opens_everywhere
+workflow/test_worker unit/engine/test_steps unit/engine/test_dask
+workflow/test_interrupts workflow/test_reruns workflow/test_config_cases unit/scripts/test_real_data
+unit/scripts/test_neighbors browser/test_cellmap unit/test_code_digest
 """.split()
 #: The unit tests that compare numbers which a processor's rounding may change: marked `numeric`.
 NUMERIC = """
-blocks clusters counts csv_table expression figures filter final harmony hvg integration
-marker_figures markers neighbors normalize opens_everywhere pca qc real_data simulate trajectory
-tsne umap
+data/counts data/expression data/marker_csv data/matrix ingest/simulate methods/clustering
+methods/harmony methods/integration_scores methods/tsne plots/dataset_figures
+plots/expression_figures scripts/filter scripts/final scripts/hvg scripts/markers
+scripts/neighbors scripts/normalize scripts/opens_everywhere scripts/pca scripts/qc
+scripts/real_data scripts/trajectory scripts/umap
 """.split()
 
 
@@ -52,9 +54,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     rank = {f"{ROOT}/tests/{name}.py": number for number, name in enumerate(FIRST)}
     items.sort(key=lambda item: rank.get(str(item.path), len(FIRST)))
-    numeric = {f"{ROOT}/tests/unit/test_{name}.py" for name in NUMERIC}
+    numeric = {
+        ROOT.joinpath("tests/unit", name).with_name(f"test_{Path(name).name}.py")
+        for name in NUMERIC
+    }
     for item in items:
-        if str(item.path) in numeric:
+        if item.path in numeric:
             item.add_marker(pytest.mark.numeric)
         campaign = item.get_closest_marker("campaign")
         if campaign and not campaign.kwargs and "SCRNA_TEST_CAMPAIGN" not in os.environ:

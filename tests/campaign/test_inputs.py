@@ -14,8 +14,8 @@ import yaml
 
 from tests.campaign.test_settings import table
 from tests.unit import test_hostile_files, test_sources, test_sources_10x
+from tests.unit.ingest.test_formats_10x import change, write_mtx
 from tests.unit.source_reading import counts
-from tests.unit.test_sources_10x import change, write_mtx
 from tests.workflow.conftest import _calls
 
 pytestmark = [pytest.mark.campaign, pytest.mark.slow]

@@ -6,14 +6,9 @@ import pytest
 import yaml
 
 from tests.campaign.conftest import SHORT
-from tests.unit import (
-    test_config,
-    test_config_files,
-    test_data_checks,
-    test_schema,
-    test_source_address,
-)
-from tests.unit.test_data_checks import source
+from tests.unit.config import test_schema, test_settings, test_source_address, test_yaml_files
+from tests.unit.data import test_data_checks
+from tests.unit.data.test_data_checks import source
 from tests.workflow.conftest import _calls
 
 __all__ = ["source"]
@@ -36,10 +31,10 @@ def config_of(settings: str, **dataset) -> str:
 
 def contradictions():
     for text, dataset, expected in table(
-        test_config.test_settings_that_contradict_each_other_are_refused
+        test_settings.test_settings_that_contradict_each_other_are_refused
     ):
         yield config_of(text, **dataset), re.escape(expected)
-    for text, expected in test_config.CLUSTERINGS.items():
+    for text, expected in test_settings.CLUSTERINGS.items():
         own = yaml.safe_load(text)
         more = {key: own.pop(key) for key in ("batch_key",) if key in own}
         yield config_of("", **own, **more), expected.removesuffix("$")
@@ -98,13 +93,13 @@ def test_settings_are_refused_before_any_job(fresh, tmp_path, subtests, area):
 def test_a_config_file_that_is_no_yaml(fresh, tmp_path, subtests):
     """As config/config.yaml; what --configfile names is read by Snakemake before the Snakefile."""
     clones = []
-    for number, text in enumerate(test_config_files.BAD):
+    for number, text in enumerate(test_yaml_files.BAD):
         clones.append(fresh.clone(tmp_path / f"code{number}"))
         file = clones[-1].code / "config/config.yaml"
         file.write_bytes(text if isinstance(text, bytes) else text.encode())
     answers = _calls(clones, (), "--dry-run")
     for (text, expected), (status, output) in zip(
-        test_config_files.BAD.items(), answers, strict=True
+        test_yaml_files.BAD.items(), answers, strict=True
     ):
         with subtests.test("config files that are no YAML", text=text):
             assert status == 1

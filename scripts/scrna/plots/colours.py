@@ -2,8 +2,9 @@
 
 The first six are those of Okabe and Ito (2008) that show on white. Each further one has the largest
 least distance to those before it, for readers with normal sight and with the three colour vision
-deficiencies. ``tests/unit/test_colours.py`` has the method and chooses them again. The first groups
-have the most distinct colours; of clusters these are the largest, and each also carries its number.
+deficiencies. ``tests/unit/plots/test_colours.py`` has the method and chooses them again. The first
+groups have the most distinct colours; of clusters these are the largest, and each also carries its
+number.
 """
 
 PALETTE = """

@@ -20,8 +20,8 @@ import scipy.sparse as sp
 from scrna.errors import UserError
 from scrna.ingest.formats import hdf5, open_source
 from scrna.ingest.formats.hdf5 import Column
+from tests.unit.ingest.test_formats_10x import change, counts, write_10x, write_mtx
 from tests.unit.source_reading import assert_same, read
-from tests.unit.test_sources_10x import change, counts, write_10x, write_mtx
 
 # anndata 0.13 asks pandas for options that pandas 3.1 deprecates
 pytestmark = [
@@ -332,7 +332,7 @@ def test_what_would_fill_the_memory(h5ad, tmp_path):
         else:
             shutil.copy(h5ad, paths[-1])
             write(paths[-1])
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     command = [sys.executable, "-c", _CONVERT, root, tmp_path, *paths]
     done = subprocess.run(list(map(str, command)), check=True, stdout=subprocess.PIPE, timeout=300)
     found = json.loads(done.stdout)

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from envs import try_dockerfile
 from envs.compile import requirements
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text())
 WORKFLOWS = {p.name: yaml.safe_load(p.read_text()) for p in (ROOT / ".github").glob("workflows/*")}

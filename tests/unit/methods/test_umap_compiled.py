@@ -11,7 +11,7 @@ import pytest
 
 from scrna.methods import umap_compiled
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPTS = Path(__file__).parents[3] / "scripts"
 #: Imports UMAP as a worker's parent does, makes a graph and lays it out as a worker does; prints
 #: how often numba found what functions of UMAP and pynndescent need, and which it compiled.
 CODE = """

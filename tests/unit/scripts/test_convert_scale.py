@@ -76,7 +76,7 @@ def test_names_and_columns_of_many_cells_are_not_held(tmp_path):
         parts = np.ones(n, np.float32), np.arange(n) % n_vars, np.arange(n + 1)
         X = sp.csr_matrix(parts, shape=(n, n_vars))
         ad.AnnData(X, obs=obs).write_h5ad(tmp_path / f"{name}.h5ad")
-    command = [sys.executable, "-c", _MEASURE, str(Path(__file__).parents[2]), str(tmp_path)]
+    command = [sys.executable, "-c", _MEASURE, str(Path(__file__).parents[3]), str(tmp_path)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     few, many = json.loads(done.stdout)
     # as Python's strings names and barcodes take 180 bytes a cell, tables made of them 420

@@ -12,7 +12,7 @@ import zarr
 from scrna import step
 from scrna.data import step_files
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -391,7 +391,7 @@ def test_light_to_import():
     code = (
         "import sys; sys.path.append(sys.argv[1]); import scrna.resources.plan; print(*sys.modules)"
     )
-    scripts = Path(plan.__file__).parents[1]
+    scripts = Path(plan.__file__).parents[2]
     listed = subprocess.run(
         [sys.executable, "-S", "-c", code, scripts], capture_output=True, check=True, text=True
     )

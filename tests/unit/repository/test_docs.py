@@ -11,7 +11,7 @@ from scrna.config import settings
 
 pytest_plugins = ["tests.unit.fixtures"]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 README = (ROOT / "README.md").read_text()
 
 

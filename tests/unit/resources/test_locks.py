@@ -19,7 +19,7 @@ from scrna.errors import UserError
 from scrna.resources import locks as lock_module
 from scrna.resources.locks import Lock, directory_lock, gpu_lock
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 HEAD = f"""
 import logging, os, subprocess, sys, time
 sys.path.append({str(SCRIPTS)!r})

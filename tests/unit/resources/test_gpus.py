@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 
 import pynvml
@@ -514,7 +515,7 @@ def test_light_to_import():
         "import scrna.resources.gpus, scrna.resources.locks, scrna.processes\n"
         "print(json.dumps([name.split('.')[0] for name in sys.modules]))"
     )
-    scripts = os.path.dirname(os.path.dirname(gpus.__file__))
+    scripts = str(Path(gpus.__file__).parents[2])
     listed = subprocess.run(
         [sys.executable, "-S", "-c", code, scripts], capture_output=True, check=True
     )
