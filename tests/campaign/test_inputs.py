@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.campaign.test_settings import table
-from tests.unit import test_hostile_files, test_sources, test_sources_10x
+from tests.unit.ingest import test_formats, test_formats_10x, test_hostile_files
 from tests.unit.ingest.test_formats_10x import change, write_mtx
 from tests.unit.source_reading import counts
 from tests.workflow.conftest import _calls
@@ -89,7 +89,7 @@ class Inputs:
         """Make those that are no counts, or no longer."""
         for test in (
             test_hostile_files.test_files_of_other_programs,
-            test_sources.test_unknown_files_are_refused,
+            test_formats.test_unknown_files_are_refused,
         ):
             for name, content, said in table(test):
                 self.add(area, said, name).write_bytes(content)
@@ -97,12 +97,12 @@ class Inputs:
             with h5py.File(self.add(area, said, "a.h5"), "w") as file:
                 for group in groups:
                     file.create_group(group)
-        for damage, said in table(test_sources.test_what_is_no_matrix):
+        for damage, said in table(test_formats.test_what_is_no_matrix):
             with self.h5ad(area, said) as file:
                 damage(file["X"])
-        for header, said in table(test_sources_10x.test_wrong_sizes_are_refused):
+        for header, said in table(test_formats_10x.test_wrong_sizes_are_refused):
             write_mtx(self.add(area, said, "mtx"), counts(), header=header)
-        for old, new, said in table(test_sources_10x.test_damaged_mtx_is_refused):
+        for old, new, said in table(test_formats_10x.test_damaged_mtx_is_refused):
             folder = write_mtx(self.add(area, said, "mtx"), counts(), version=2)
             change(folder, "matrix.mtx", lambda data, old=old, new=new: data.replace(old, new, 1))
 
