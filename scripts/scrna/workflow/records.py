@@ -163,11 +163,16 @@ class Records:
 
 def _provenance(place: Place) -> dict[str, Any] | None:
     """Read how a result was made; None where it does not say, or cannot be read."""
+    import h5py
+
     from scrna.data import step_files
 
     for path in map(Path, place.outputs):
         try:
-            if path.suffix in (".h5", ".h5ad") and place.rule.name != "h5ad":
+            if place.rule.name == "simulate":  # an h5ad with an attribute of its own
+                with h5py.File(path, "r") as file:
+                    return json.loads(file.attrs["provenance"])
+            if path.suffix == ".h5":
                 return step_files.provenance_of(path)
             if path.name == "counts.json":
                 return json.loads(path.read_text())["provenance"]
