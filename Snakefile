@@ -25,24 +25,24 @@ include: "rules/trajectory.smk"
 include: "rules/report.smk"
 
 
-check_records()
+refusing(session.check_records)
 
 
 rule all:
     default_target: True
     input:
-        targets,
+        targets.everything,
     message:
         "Everything is in results/"
 
 
 onstart:
-    begin_run()
+    refusing(session.begin)
 
 
 onsuccess:
-    end_run()
+    session.end()
 
 
 onerror:
-    end_run(log)
+    session.end(log)

@@ -60,9 +60,9 @@ sys.path.append(str(Path(__file__).parents[1]))
 from scrna import backend as backends
 from scrna.data import step_files
 from scrna.log import send_logs
-from scrna.names import is_clustering
 from scrna.resources import kept_matrices
 from scrna.step import perform, start_gpu
+from scrna.steps import is_clustering
 from scrna.warm_process import free_memory
 
 REPOSITORY = Path(__file__).parents[1]

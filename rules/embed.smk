@@ -3,7 +3,7 @@
 
 rule neighbors:
     input:
-        representation_of=representation,
+        representation_of=targets.representation,
     output:
         out="results/{dataset}/{rep}/neighbors.h5",
     log:
@@ -28,7 +28,7 @@ rule neighbors:
 rule umap:
     input:
         neighbors=rules.neighbors.output.out,
-        representation_of=representation,
+        representation_of=targets.representation,
     output:
         out="results/{dataset}/{rep}/umap.h5",
     log:
@@ -52,7 +52,7 @@ rule umap:
 
 rule tsne:
     input:
-        representation_of=representation,
+        representation_of=targets.representation,
     output:
         out="results/{dataset}/{rep}/tsne.h5",
     log:

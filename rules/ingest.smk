@@ -9,7 +9,7 @@ rule download:
     benchmark:
         "benchmarks/{dataset}/download.{suffix}.tsv"
     wildcard_constraints:
-        dataset=named(name for name, source in SOURCES.items() if source.url),
+        dataset=targets.downloaded(),
         suffix="h5ad|h5",
     conda:
         environment
@@ -17,8 +17,8 @@ rule download:
     resources:
         mem_mb=500,
     params:
-        settings=lambda wildcards: SOURCES[wildcards.dataset].address(),
-        untracked=checksum,
+        settings=params.address,
+        untracked=params.checksum,
     message:
         "{wildcards.dataset}: download"
     script:
@@ -33,12 +33,10 @@ rule simulate:
     benchmark:
         "benchmarks/{dataset}/simulate.tsv"
     wildcard_constraints:
-        dataset=named(
-            n for n, dataset in DATASETS.items() if dataset["kind"] == "simulate"
-        ),
+        dataset=targets.simulated(),
     conda:
         environment
-    threads: workflow.cores or 1
+    threads: session.cores
     resources:
         mem_mb=4000,
     params:
@@ -52,7 +50,7 @@ rule simulate:
 
 rule convert:
     input:
-        source=source_files,
+        source=targets.source_files,
     output:
         counts=directory("results/{dataset}/counts.zarr"),
         summary="results/{dataset}/counts.json",
@@ -66,9 +64,9 @@ rule convert:
     resources:
         mem_mb=3000,
     params:
-        settings=reading,
+        settings=params.reading,
         code=code("convert"),
-        untracked=required_columns,
+        untracked=params.required_columns,
     message:
         "{wildcards.dataset}: find the raw counts and write them as zarr"
     script:

@@ -23,7 +23,7 @@ rule pca:
     params:
         settings=settings("pca"),
         code=code("pca"),
-        untracked=in_memory_or_blocks,
+        untracked=params.in_memory_or_blocks,
     message:
         "{wildcards.dataset}: principal components"
     script:

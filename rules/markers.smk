@@ -6,7 +6,7 @@ rule markers:
         counts=rules.convert.output.counts,
         filtered=rules.filter.output.out,
         normalized=rules.normalize.output.out,
-        clusters=marker_groups,
+        clusters=targets.marker_groups,
     output:
         out="results/{dataset}/{rep}/markers.h5",
         table="results/{dataset}/{rep}/markers.csv",
@@ -24,7 +24,7 @@ rule markers:
     params:
         settings=settings("markers"),
         code=code("markers"),
-        untracked=in_memory_or_blocks,
+        untracked=params.in_memory_or_blocks,
     message:
         "{wildcards.dataset}/{wildcards.rep}: marker genes"
     script:

@@ -50,7 +50,7 @@ rule filter:
     params:
         settings=settings("filter"),
         code=code("filter"),
-        untracked=needed,
+        untracked=params.needed,
     message:
         "{wildcards.dataset}: which cells and genes stay"
     script:
@@ -102,7 +102,7 @@ rule hvg:
     params:
         settings=settings("hvg"),
         code=code("hvg"),
-        untracked=in_memory_or_blocks,
+        untracked=params.in_memory_or_blocks,
     message:
         "{wildcards.dataset}: highly variable genes"
     script:

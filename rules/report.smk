@@ -32,7 +32,7 @@ rule final:
         filtered=rules.filter.output.out,
         normalized=rules.normalize.output.out,
         matrix=rules.matrix.output.out,
-        steps=step_files,
+        steps=targets.step_files,
     output:
         out=directory("results/{dataset}/final.zarr"),
     log:
@@ -115,7 +115,7 @@ rule figures:
         qc=rules.qc.output.out,
         filtered=rules.filter.output.out,
         hvg=rules.hvg.output.out,
-        steps=figure_files,
+        steps=targets.figure_files,
     output:
         out=report(
             directory("results/{dataset}/figures/{topic}"),
@@ -150,7 +150,7 @@ rule marker_figures:
         normalized=rules.normalize.output.out,
         table=rules.markers.output.table,
         umap=rules.umap.output.out,
-        clusters=marker_groups,
+        clusters=targets.marker_groups,
     output:
         out=report(
             directory("results/{dataset}/{rep}/figures"),
@@ -183,10 +183,10 @@ rule report:
         counts=rules.convert.output.counts,
         filtered=rules.filter.output.out,
         normalized=rules.normalize.output.out,
-        steps=step_files,
+        steps=targets.step_files,
         filter_table=rules.filter.output.table,
-        marker_tables=marker_tables,
-        figures=figure_folders,
+        marker_tables=targets.marker_tables,
+        figures=targets.figure_folders,
     output:
         out=report(
             "results/{dataset}/report.html",
@@ -208,7 +208,7 @@ rule report:
         settings=settings("report"),
         code=code("report"),
         page=page_digest(),
-        untracked=as_used,
+        untracked=params.as_used,
     message:
         "{wildcards.dataset}: the report"
     script:

@@ -29,9 +29,9 @@ from scrna.data.store import bytes_on_disk, new_store, write_element, write_tabl
 from scrna.errors import UserError
 from scrna.log import log
 from scrna.methods.cell_types import cell_types
-from scrna.names import is_clustering
 from scrna.provenance import provenance
 from scrna.step import step
+from scrna.steps import is_clustering
 from scrna.workflow.rule import run
 
 #: Parts of a name in uns that sc.pp.neighbors derives from its key.

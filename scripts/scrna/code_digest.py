@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 PACKAGE = Path(__file__).parent
 #: Modules that carry a step but do not make its result: how it is logged, locked or watched.
-CARRIERS = set("atomic engine errors log processes progress provenance step workflow".split())
+#: What the table of steps has of a step becomes its parameters, which are compared by themselves.
+CARRIERS = set("atomic engine errors log processes progress provenance step steps workflow".split())
 CARRIERS |= {"data.read_progress", "warm_process"}
 CARRIERS |= {
     f"resources.{name}"

@@ -20,8 +20,8 @@ from typing import Any
 from scrna.damage import setting_aside
 from scrna.data import step_files
 from scrna.log import log
-from scrna.names import LIGHT
 from scrna.provenance import _PACKAGES, _process, _record, plain
+from scrna.steps import is_light
 
 _PACKAGES |= {"sklearn": "scikit-learn", "umap": "umap-learn", "cupy": "cupy-cuda13x"}
 _PACKAGES |= {name: f"{name}-cu13" for name in ("cuml", "cuvs", "pylibcugraph", "rmm")}
@@ -181,7 +181,7 @@ def _on_gpu(name: str, job: Mapping[str, Any], *, is_warm: bool) -> Iterator[Any
     asked = job["config"].get("gpus", "all")
     if asked != "all" and not is_warm:  # a worker's process has chosen
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in gpus.chosen_gpus(asked))
-    if name not in LIGHT["gpu"]:
+    if not is_light(name, "gpu"):
         backend.load("gpu")
     used = visible_gpus()
     with ExitStack() as stack:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from scrna.names import is_clustering
+from scrna.steps import CLUSTERINGS, is_clustering
 
 
 def clustering_problems(
@@ -28,7 +28,7 @@ def clustering_problems(
     ------
     A sentence for each problem.
     """
-    for method in ("leiden", "louvain"):
+    for method in CLUSTERINGS:
         names = _resolutions(dataset, method)
         for name in sorted({name for name in names if names.count(name) > 1}):
             given = [r for r in dataset[method]["resolution"] if f"{method}_{r:g}" == name]
@@ -55,15 +55,18 @@ def clustering_problems(
 
 def _resolutions(dataset: Mapping[str, Any], method: str) -> list[str]:
     """List the columns that several resolutions make (`scrna.methods.cluster_names`)."""
-    resolutions = dataset[method]["resolution"]
+    resolutions = dataset[method].get("resolution")
     return [f"{method}_{r:g}" for r in resolutions] if isinstance(resolutions, list) else []
 
 
 def _not_made(dataset: Mapping[str, Any], clustering: str, key: str) -> Iterator[str]:
     """Say if a clustering is none that the settings make."""
     method, _, asked = clustering.partition("_")
-    if method == "louvain" and not dataset["louvain"]["enabled"]:
-        yield f"{key} {clustering}, but louvain.enabled is false"
+    if not is_clustering(clustering):
+        yield f"{key} {clustering}, which is no clustering; there are {', '.join(CLUSTERINGS)}"
+        return
+    if not dataset[method].get("enabled", True):
+        yield f"{key} {clustering}, but {method}.enabled is false"
     names = _resolutions(dataset, method)
     if asked and clustering not in names:
         have = ", ".join([method, *names])

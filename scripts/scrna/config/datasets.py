@@ -20,7 +20,7 @@ from scrna.config.source_address import (
 )
 from scrna.damage import read_summary
 from scrna.errors import UserError
-from scrna.names import is_clustering
+from scrna.steps import is_clustering
 
 #: The files of a 10x folder, as they begin.
 MTX_FILES = ["matrix.mtx", "barcodes.tsv", "features.tsv", "genes.tsv"]

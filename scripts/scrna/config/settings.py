@@ -25,12 +25,9 @@ from scrna.config.schema import (
     with_defaults,
 )
 from scrna.errors import UserError
-from scrna.resources.estimates import MATRIX_STEPS
 from scrna.resources.plan import blocks_problems
+from scrna.steps import MATRIX_STEPS, SECTIONS
 
-#: The steps that a dataset may override, as the schema names their sections.
-SECTIONS = "qc filter normalize hvg pca harmony neighbors umap tsne leiden louvain".split()
-SECTIONS += "markers trajectory integration final figures report".split()
 #: What `run: auto` takes: bytes of GPU memory from which on, and the dataset.
 PICKS = [(96e9, "cell_atlas"), (24e9, "brain_1m")]
 MARK = "# ---- every setting of every step, with its default (written from the schema) ----"

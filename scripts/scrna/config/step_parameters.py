@@ -7,28 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from scrna.config.settings import annotations, batch_keys
+from scrna.steps import STEPS, section_of
 
-#: Steps that a backend's library does; the GPU's, in the order in which a run comes to them.
-USES_BACKEND = (
-    "qc normalize hvg pca harmony neighbors leiden louvain umap tsne markers trajectory".split()
-)
-USES_SEED = (
-    "simulate pca harmony neighbors umap tsne leiden louvain trajectory integration_scores "
-    "report".split()
-)
-_USES_LABEL = ("trajectory", "integration_scores", "figures", "report")
-_USES_MISSING = ("integration_scores", "report")
-_USES_BATCH = ("harmony", "integration_scores", "qc_figures", "figures", "report")
-_USES_NAMES = ("final", "figures", "report")
 #: Topics of the pictures that show cells by batch, label and named clusters.
 TOPICS_BY_CELL = ("clusters", "tsne")
-#: Steps that share a section with another.
-_SECTIONS = {
-    "qc_figures": "figures",
-    "marker_figures": "figures",
-    "matrix": "final",
-    "integration_scores": "integration",
-}
 #: Keys of a section that say whether something is made, not how.
 _SWITCHES = ("enabled", "h5ad")
 
@@ -61,21 +43,18 @@ def of_step(
     -------
     In the order of their names: Snakemake compares texts, and YAML's order of keys is no change.
     """
-    section = dataset[_SECTIONS.get(step, step)]
+    section = dataset[section_of(step)]
     found = {key: value for key, value in section.items() if key not in _SWITCHES}
     batches = batch_keys(dataset)
-    if step in USES_BACKEND:
-        found["backend"] = backend
-    if step in USES_SEED:
-        found["seed"] = seed
-    if step in _USES_LABEL:
-        found["label_key"] = dataset["label_key"]
-    if step in _USES_MISSING:
-        found["label_missing"] = [str(value) for value in dataset["label_missing"]]
-    if step in _USES_BATCH:
-        found["batch_key"] = batches
-    if step in _USES_NAMES:
-        found["annotations"] = annotations(dataset)
+    known = {
+        "backend": backend,
+        "seed": seed,
+        "label_key": dataset["label_key"],
+        "label_missing": [str(value) for value in dataset["label_missing"]],
+        "batch_key": batches,
+        "annotations": annotations(dataset),
+    }
+    found |= {name: known[name] for name in STEPS[step].uses}
     if step == "hvg" and found["batch_key"] == "auto":
         found["batch_key"] = next(iter(batches), None)
     elif step == "integration":

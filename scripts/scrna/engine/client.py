@@ -16,7 +16,7 @@ from scrna.engine import protocol
 from scrna.engine.protocol import StepFailedError
 from scrna.errors import UserError
 from scrna.log import log
-from scrna.names import LIGHT
+from scrna.steps import is_light
 
 _PATIENCE = 1.0  # seconds until a line says that the step waits for the worker to start
 _STOP = 5.0  # seconds to see a stopped step end
@@ -60,8 +60,8 @@ def perform(script: Path, function: str, job: Mapping[str, Any]) -> dict | None:
         "job": {**job, "files": {name: _absolute(file) for name, file in job["files"].items()}},
     }
     if is_here:
-        is_light = not scheduler and function in LIGHT[job["settings"]["backend"]]
-        outcome = _ask(path, request, is_light=is_light)
+        light = not scheduler and is_light(function, job["settings"]["backend"])
+        outcome = _ask(path, request, is_light=light)
     else:  # a job on another machine than the run, for a cluster that exists
         from scrna.engine import dask_tasks
 

@@ -18,11 +18,11 @@ from scrna.data.benchmarks import Usage, usage_of
 from scrna.data.counts import Counts
 from scrna.data.labels import numbered_labels
 from scrna.data.spreadsheet import unescaped
+from scrna.steps import CLUSTERINGS
 
 #: Representation → what it is called; the last that there is is the result.
 REPRESENTATIONS = {"pca": "PCA, before integration", "harmony": "Harmony, after integration"}
 #: Clusterings: their step files hold obs columns of the same name, one more for each resolution.
-CLUSTERINGS = ("leiden", "louvain")
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from typing import Any
 from scrna.errors import UserError
 from scrna.log import log
 from scrna.resources import gpu_memory, gpus, kept_matrices
-from scrna.resources.estimates import MATRIX_STEPS, block_bytes, step_bytes
+from scrna.resources.estimates import block_bytes, step_bytes
 from scrna.resources.host_memory import GIB
 from scrna.resources.plan import Choice, _there_is, blocks_problems, choose, plan_steps
+from scrna.steps import MATRIX_STEPS
 
 
 @dataclass(frozen=True)

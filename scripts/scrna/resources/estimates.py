@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scrna.damage import read_summary
+from scrna.steps import BLOCK_STEPS, MATRIX_STEPS
 
 #: Non-zeros that a block of cells holds at most, unless one cell alone holds more.
 BLOCK_NNZ = 2**24
@@ -18,9 +19,6 @@ GPU_MAX_NNZ = 2**31 - 1
 #: Bytes on the device for each non-zero of a block that is worked on: the counts as read, as
 #: float32, and cut to cells and genes.
 BYTES_AT_WORK = 40
-#: Steps that hold the matrix in memory where it fits, and steps that always go by blocks.
-MATRIX_STEPS = ("hvg", "pca", "markers")
-BLOCK_STEPS = ("qc", "normalize", "matrix", "final")
 #: Non-zeros that lie in the highly variable genes, as a share of all, at most. In data seen so far
 #: 5,000 of 20,000 to 30,000 genes hold 0.1 to 0.5 of them.
 HVG_SHARE = 0.6

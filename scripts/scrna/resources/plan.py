@@ -1,9 +1,9 @@
 """In memory or in blocks: decided by a step's sizes and the memory that there is.
 
 The results are the same either way, so the choice is no parameter of a rule and nothing runs again
-for it. `before_run` makes it from ``counts.json`` before the run, to say it and to refuse in time
-what cannot be done; the step itself makes it again (`decide`) when it knows what the filter left,
-and keeps it in its provenance.
+for it. `scrna.workflow.session.plan_lines` makes it from ``counts.json`` before the run, to say it
+and to refuse in time what cannot be done; the step itself makes it again (`decide`) when it knows
+what the filter left, and keeps it in its provenance.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,14 +12,13 @@ from typing import Any
 
 from scrna.errors import UserError
 from scrna.resources.estimates import (
-    BLOCK_STEPS,
     GPU_MAX_NNZ,
-    MATRIX_STEPS,
     block_bytes,
     pca_columns,
     step_bytes,
 )
 from scrna.resources.host_memory import Memory, gib
+from scrna.steps import BLOCK_STEPS, MATRIX_STEPS
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from scrna.config.datasets import Source, covariates, is_current
 from scrna.config.settings import batch_keys
 from scrna.config.step_parameters import of_step
 from scrna.damage import DamagedError, read_summary
-from scrna.names import is_clustering
 from scrna.provenance import plain
+from scrna.steps import is_clustering
 
 
 def named_in_data(dataset: Mapping[str, Any], name: str, seed: int) -> dict[str, Any]:

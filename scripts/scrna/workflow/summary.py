@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from scrna.data.benchmarks import Usage, table, usage_of
+from scrna.steps import MATRIX_STEPS
 
-#: Steps that can hold their matrix or work through it in blocks.
-_WITH_BLOCKS = ("hvg", "pca", "markers")
 #: Lines of a log that are shown where it has no error.
 _LAST_LINES = 5
 _RECORD = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ([A-Z]+) ", re.MULTILINE)
@@ -84,6 +84,20 @@ class Failure:
     cause: str
 
 
+def steps_among(jobs: Iterable[Any]) -> list[Job]:
+    """List the steps among jobs of Snakemake's: groups taken apart, the target rule left out."""
+    found = []
+    for job in (one for group in jobs for one in (group.jobs if group.is_group() else [group])):
+        name = job.rule.name
+        files = [
+            Path(file) if file else None for file in (next(iter(job.log), None), job.benchmark)
+        ]
+        if name != "all":
+            label = f"{name} {'/'.join(map(str, job.wildcards))}".strip()
+            found.append(Job(name, label, *files))
+    return found
+
+
 def failure(job: Job, snakemake_log: str = "", *, since: float = 0) -> Failure:
     """Find out why a step failed.
 
@@ -131,7 +145,7 @@ def advice(cause: str, rule: str) -> str:
     Sentences; empty where the message has said it all.
     """
     more = "keep fewer cells"
-    if rule in _WITH_BLOCKS:
+    if rule in MATRIX_STEPS:
         more = "set execution: blocks, or raise memory.headroom_gb"
     known = {
         "killed": "Most likely the computer ran out of memory, and the system ended this step "

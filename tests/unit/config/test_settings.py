@@ -442,6 +442,8 @@ CLUSTERINGS = {
     "leiden.resolution gives leiden$",
     "annotations: {louvain: {0: B cells}}": "annotations names clusters of louvain, but "
     "louvain.enabled is false",
+    "annotations: {cell_line: {0: B cells}}": "of cell_line, which is no clustering; there are "
+    "leiden, louvain$",
     "annotations: {leiden_pca: {0: B cells}}": "of leiden_pca, but without a batch_key there is "
     "one representation: write leiden$",
     "trajectory: {root: {cluster: -1}}": "trajectory.root.cluster is '-1', which no cluster can be",
@@ -594,9 +596,7 @@ def test_names_for_clusters():
     assert checks.annotations(complete({**given, "datasets": {"d": {}}})["datasets"]["d"]) == {}
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"cell_line": {"0": "B"}}, {"leiden": {"0": 3}}, {"leiden": {}}, {"leiden": "B"}]
-)
+@pytest.mark.parametrize("wrong", [{"leiden": {"0": 3}}, {"leiden": {}}, {"leiden": "B"}])
 def test_names_for_clusters_that_are_none(wrong):
     with pytest.raises(UserError, match=r"datasets\.d\.annotations"):
         complete({"datasets": {"d": {"source": "x", "annotations": wrong}}, "run": "d"})

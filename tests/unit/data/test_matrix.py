@@ -14,7 +14,7 @@ from scripts.normalize import block_totals, normalize
 from scripts.pca import pca
 from scripts.qc import qc
 from scrna.data import counts as counts_module
-from scrna.data import lazy_matrix, read_progress, row_blocks, step_files
+from scrna.data import lazy_matrix, matrix, read_progress, row_blocks, step_files
 from scrna.data.counts import Counts
 from scrna.data.matrix import open_matrix
 from scrna.resources import admission
@@ -241,7 +241,8 @@ def two_clients(monkeypatch):
             with client.as_current():
                 yield client
 
-        monkeypatch.setattr(row_blocks, "cluster_for", next_client)
+        for module in (row_blocks, matrix):
+            monkeypatch.setattr(module, "cluster_for", next_client)
         yield one, other
 
 

@@ -154,7 +154,7 @@ def test_mig_instance_has_its_own_memory(driver, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-77")
     (gpu,) = gpus.visible_gpus()
     assert (gpu.index, gpu.compute_capability, gpu.memory_total) == (1, (9, 0), 16 * GIB)
-    assert gpu_memory.available_memory(gpu) == gpus.Memory(16 * GIB, 15 * GIB, "NVML")
+    assert gpu_memory.available_memory(gpu) == host_memory.Memory(16 * GIB, 15 * GIB, "NVML")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-78")
     assert gpus.visible_gpus() == []
 
@@ -250,9 +250,9 @@ def test_backend_gpu_that_cannot_be_had(driver, rapids, monkeypatch):
 def test_memory_of_a_gpu(driver, tmp_path):
     driver.devices = [device(0), GB10]
     h200, gb10 = gpus.visible_gpus()
-    assert gpu_memory.available_memory(h200) == gpus.Memory(140 * GIB, 100 * GIB, "NVML")
+    assert gpu_memory.available_memory(h200) == host_memory.Memory(140 * GIB, 100 * GIB, "NVML")
     fake = proc(tmp_path, total=121 * GIB, available=90 * GIB)
-    expected = gpus.Memory(121 * GIB, 90 * GIB, "/proc/meminfo")
+    expected = host_memory.Memory(121 * GIB, 90 * GIB, "/proc/meminfo")
     assert gpu_memory.available_memory(gb10, proc=fake) == expected
 
 
@@ -260,8 +260,8 @@ def test_memory_of_a_gpu(driver, tmp_path):
 def test_host_memory_without_limit(tmp_path, cgroup):
     fake = proc(tmp_path / "proc", cgroup=cgroup)
     cgroup_v2(tmp_path / "cg/user.slice/a.scope", "max", used=50 * GIB)
-    expected = gpus.Memory(128 * GIB, 100 * GIB, "/proc/meminfo")
-    assert gpus.host_memory(proc=fake, cgroups=tmp_path / "cg") == expected
+    expected = host_memory.Memory(128 * GIB, 100 * GIB, "/proc/meminfo")
+    assert host_memory.host_memory(proc=fake, cgroups=tmp_path / "cg") == expected
 
 
 def test_host_memory_under_cgroup_v2(tmp_path):
@@ -270,19 +270,19 @@ def test_host_memory_under_cgroup_v2(tmp_path):
     cgroup_v2(top / "slurm/job_7/step_0", "max", used=10 * GIB)
     cgroup_v2(top / "slurm/job_7", 16 * GIB, used=10 * GIB, inactive_file=4 * GIB)
     cgroup_v2(top / "slurm", 64 * GIB, used=20 * GIB)
-    found = gpus.host_memory(proc=fake, cgroups=top)
-    assert found == gpus.Memory(16 * GIB, 10 * GIB, str(top / "slurm/job_7"))
+    found = host_memory.host_memory(proc=fake, cgroups=top)
+    assert found == host_memory.Memory(16 * GIB, 10 * GIB, str(top / "slurm/job_7"))
     # The group above has less left, though its limit is wider.
     cgroup_v2(top / "slurm", 64 * GIB, used=61 * GIB)
-    found = gpus.host_memory(proc=fake, cgroups=top)
-    assert found == gpus.Memory(16 * GIB, 3 * GIB, str(top / "slurm"))
+    found = host_memory.host_memory(proc=fake, cgroups=top)
+    assert found == host_memory.Memory(16 * GIB, 3 * GIB, str(top / "slurm"))
 
 
 def test_host_memory_in_a_container_that_sees_the_hosts_path(tmp_path):
     fake = proc(tmp_path / "proc", cgroup="0::/docker/0123abcd\n")
     cgroup_v2(tmp_path / "cg", 8 * GIB, used=9 * GIB, inactive_file=0)
-    found = gpus.host_memory(proc=fake, cgroups=tmp_path / "cg")
-    assert found == gpus.Memory(8 * GIB, 0, str(tmp_path / "cg"))
+    found = host_memory.host_memory(proc=fake, cgroups=tmp_path / "cg")
+    assert found == host_memory.Memory(8 * GIB, 0, str(tmp_path / "cg"))
 
 
 def test_host_memory_under_cgroup_v1(tmp_path):
@@ -298,18 +298,18 @@ def test_host_memory_under_cgroup_v1(tmp_path):
     (unlimited / "memory.limit_in_bytes").write_text("9223372036854771712")
     (unlimited / "memory.usage_in_bytes").write_text(str(127 * GIB))
     (unlimited / "memory.stat").write_text("total_inactive_file 0\n")
-    found = gpus.host_memory(proc=fake, cgroups=tmp_path / "cg")
-    assert found == gpus.Memory(32 * GIB, 17 * GIB, str(folder))
+    found = host_memory.host_memory(proc=fake, cgroups=tmp_path / "cg")
+    assert found == host_memory.Memory(32 * GIB, 17 * GIB, str(folder))
 
 
 def test_host_memory_never_exceeds_what_the_machine_has_left(tmp_path):
     fake = proc(tmp_path / "proc", available=2 * GIB, cgroup="0::/box\n")
     cgroup_v2(tmp_path / "cg/box", 16 * GIB, used=1 * GIB)
-    assert gpus.host_memory(proc=fake, cgroups=tmp_path / "cg").available == 2 * GIB
+    assert host_memory.host_memory(proc=fake, cgroups=tmp_path / "cg").available == 2 * GIB
 
 
 def test_host_memory_of_this_machine():
-    found = gpus.host_memory()
+    found = host_memory.host_memory()
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < found.available <= found.total <= physical
 
@@ -321,9 +321,9 @@ def test_the_limit_of_the_config_caps_a_gpu(driver):
     driver.devices = [device(0, free=30 * GIB)]
     (gpu,) = gpus.visible_gpus()
     found = gpu_memory.available_memory(gpu, limit=40 * GIB)
-    assert found == gpus.Memory(40 * GIB, 30 * GIB, "gpu.limit_gb, NVML")
+    assert found == host_memory.Memory(40 * GIB, 30 * GIB, "gpu.limit_gb, NVML")
     found = gpu_memory.available_memory(gpu, limit=20 * GIB)
-    assert found == gpus.Memory(20 * GIB, 20 * GIB, "gpu.limit_gb, NVML")
+    assert found == host_memory.Memory(20 * GIB, 20 * GIB, "gpu.limit_gb, NVML")
     assert gpu_memory.available_memory(gpu, limit=200 * GIB).total == 140 * GIB
 
 
@@ -333,7 +333,7 @@ def test_unified_memory_ends_at_a_cgroups_limit(driver, tmp_path):
     fake = proc(tmp_path / "proc", cgroup="0::/box\n")
     top = tmp_path / "cg"
     cgroup_v2(top / "box", 64 * GIB, used=10 * GIB, inactive_file=2 * GIB)
-    expected = gpus.Memory(64 * GIB, 56 * GIB, str(top / "box"))
+    expected = host_memory.Memory(64 * GIB, 56 * GIB, str(top / "box"))
     assert gpu_memory.available_memory(gpu, proc=fake, cgroups=top) == expected
     assert gpu_memory.available_memory(None, proc=fake, cgroups=top) == expected
 
@@ -363,7 +363,7 @@ def wait(caplog):
         def read():
             reads.append(now[0])
             there = free[min(int(now[0]), len(free) - 1)]
-            return gpus.Memory(140 * GIB, there * GIB, source)
+            return host_memory.Memory(140 * GIB, there * GIB, source)
 
         def sleep(seconds):
             assert 0 < seconds <= 1

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import scrna.step
+from scrna import provenance
 from scrna.config.settings import complete
 from scrna.data import step_files
 from scrna.data.counts import sizes_of
@@ -271,7 +271,7 @@ def here(monkeypatch):
     monkeypatch.setattr(gpu_memory, "available_memory", available)
     monkeypatch.setattr(gpu_memory, "wait_for_memory", wait)
     monkeypatch.setattr(gpu_memory, "pool_held", lambda: state.held)
-    monkeypatch.setattr(scrna.step, "note", state.notes.__setitem__, raising=False)
+    monkeypatch.setattr(provenance, "note", state.notes.__setitem__, raising=False)
     monkeypatch.setattr(admission, "_limits", admission._limits)
     admission.configure()
     return state
@@ -377,14 +377,14 @@ def test_the_choices_are_said_before_the_run(here, results):
         "memory": {"headroom_gb": 4},
         "datasets": {"d": {"kind": "simulate"}, "e": {"kind": "simulate"}},
     }
-    lines = session.before_run(complete(given), "gpu", results.folder.parent)
+    lines = session.plan_lines(complete(given), "gpu", results.folder.parent)
     assert [line.split(", ")[0] for line in lines] == [
         f"d: {step}: in memory" for step in ("hvg", "pca", "markers")
     ]
     assert all("(140.0 GiB less 4.0 GiB headroom)" in line for line in lines)
     given["execution"] = "blocks"
     with pytest.raises(UserError, match=r"datasets\.d: markers has to .* take wilcoxon_binned"):
-        session.before_run(complete(given), "gpu", results.folder.parent)
+        session.plan_lines(complete(given), "gpu", results.folder.parent)
 
 
 def test_light_to_import():

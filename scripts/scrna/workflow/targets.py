@@ -1,0 +1,119 @@
+"""Which files a run makes, and which of them a rule reads, as the config has it."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from scrna.config.datasets import Source
+from scrna.config.settings import annotations, batch_keys
+from scrna.config.step_parameters import TOPICS_BY_CELL
+from scrna.steps import CLUSTERINGS, STEPS, clustering_of, is_clustering, results
+
+#: The representations of the cells: before and after integration.
+REPS = ["pca", "harmony"]
+#: The topics of a dataset's figures, with the steps of a representation that each is drawn from.
+TOPICS = {
+    "genes": ["pca"],
+    "clusters": ["leiden", "umap"],
+    "tsne": ["leiden", "tsne"],
+    "trajectory": ["leiden", "umap", "trajectory"],
+}
+
+
+def named(values: Iterable[str]) -> str:
+    """Return a wildcard constraint: one of these values; nothing fits it where there are none."""
+    return "|".join(map(re.escape, values)) or "(?!)"
+
+
+class Targets:
+    """The files of a run's datasets: functions of a rule's wildcards, as Snakemake calls them.
+
+    Parameters
+    ----------
+    datasets
+        The datasets that run, of a `scrna.config.settings.complete` config.
+    sources
+        Where the counts of each come from.
+    """
+
+    def __init__(self, datasets: Mapping[str, Mapping[str, Any]], sources: Mapping[str, Source]):
+        self.datasets, self.sources = datasets, sources
+
+    def source_files(self, wildcards: Any) -> list[str]:
+        """List the files that hold a dataset's counts."""
+        return self.sources[wildcards.dataset].files
+
+    def representation(self, wildcards: Any) -> str:
+        """Return the step file of a representation."""
+        return f"results/{wildcards.dataset}/{wildcards.rep}/{wildcards.rep}.h5"
+
+    def marker_groups(self, wildcards: Any) -> str | list[str]:
+        """Return the step file of the clusters that markers are of; none for a column of obs."""
+        groupby = self.datasets[wildcards.dataset]["markers"]["groupby"]
+        if not is_clustering(groupby):
+            return []
+        return f"results/{wildcards.dataset}/{wildcards.rep}/{clustering_of(groupby)}.h5"
+
+    def step_files(self, wildcards: Any) -> list[str]:
+        """List the step files that `final` gathers, beside the filter and the normalisation."""
+        dataset = self.datasets[wildcards.dataset]
+        reps = REPS if batch_keys(dataset) else REPS[:1]
+        files = [f"{step}.h5" for step in self._made(dataset, "dataset")]
+        files += [f"{rep}/{step}.h5" for rep in reps for step in [rep, *self._made(dataset, "rep")]]
+        if len(reps) > 1 and dataset["integration"]["enabled"]:
+            files += ["integration_scores.h5", "integration.h5"]
+        return [f"results/{wildcards.dataset}/{file}" for file in files]
+
+    def figure_files(self, wildcards: Any) -> list[str]:
+        """List the step files of the representations that the figures of a topic are drawn from."""
+        shown = list(TOPICS[wildcards.topic])
+        if wildcards.topic in TOPICS_BY_CELL:
+            named_ones = annotations(self.datasets[wildcards.dataset])
+            shown += [c for c in CLUSTERINGS if any(c in name for name in named_ones)]
+        files = map(Path, self.step_files(wildcards))
+        return [str(f) for f in files if f.parent.name in REPS and f.stem in shown]
+
+    def marker_tables(self, wildcards: Any) -> list[str]:
+        """List the tables of markers of a dataset."""
+        files = map(Path, self.step_files(wildcards))
+        return [str(f.with_suffix(".csv")) for f in files if f.stem == "markers"]
+
+    def figure_folders(self, wildcards: Any) -> list[str]:
+        """List the folders of a dataset's figures."""
+        dataset, folder = self.datasets[wildcards.dataset], Path("results", wildcards.dataset)
+        if not dataset["figures"]["enabled"]:
+            return []
+        topics = [topic for topic in TOPICS if dataset.get(topic, {}).get("enabled", True)]
+        folders = [folder / "figures" / topic for topic in topics]
+        folders += [folder / "qc/figures"]
+        folders += [Path(t).with_name("figures") for t in self.marker_tables(wildcards)]
+        return list(map(str, folders))
+
+    def everything(self, wildcards: Any = None) -> list[str]:
+        """List what a run makes where nobody asks for less."""
+        files = [f"results/{name}/final.zarr" for name in self.datasets]
+        for name, dataset in self.datasets.items():
+            files += self.figure_folders(SimpleNamespace(dataset=name))
+            if dataset["report"]["enabled"]:
+                files.append(f"results/{name}/report.html")
+        wanted = [name for name, dataset in self.datasets.items() if dataset["final"]["h5ad"]]
+        return files + [f"results/{name}/final.h5ad" for name in wanted]
+
+    def downloaded(self) -> str:
+        """Return the wildcard constraint of datasets that are downloaded."""
+        return named(name for name, source in self.sources.items() if source.url)
+
+    def simulated(self) -> str:
+        """Return the wildcard constraint of datasets that are simulated."""
+        return named(n for n, dataset in self.datasets.items() if dataset["kind"] == "simulate")
+
+    @staticmethod
+    def _made(dataset: Mapping[str, Any], level: str) -> list[str]:
+        """List the steps of a level that the settings ask for."""
+        return [
+            step
+            for step in results(level)
+            if not STEPS[step].is_optional or dataset[step]["enabled"]
+        ]
