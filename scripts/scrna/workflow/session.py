@@ -185,10 +185,8 @@ class Session:
             failed = getattr(self.workflow.scheduler, "failed", [])
             left = [job for job in self.workflow.dag.needrun_jobs() if job not in failed]
             text = "".join(Path(log).read_text(errors="replace") for log in logs)
-            of_run = {"since": self._began - 2}
-            if said := summary.failure_lines(
-                summary.steps_among(failed), summary.jobs(left), text, **of_run
-            ):
+            of_run = [summary.steps_among(jobs) for jobs in (failed, left)]
+            if said := summary.failure_lines(*of_run, text, since=self._began - 2):
                 logger.error("\n".join(said))
         if not self.workflow.touch and (lines := summary.usage_lines(finished)):
             logger.info("\n".join(["", *lines, ""]))
