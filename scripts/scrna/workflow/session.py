@@ -158,7 +158,7 @@ class Session:
         self._lock = directory_lock(os.getcwd())
         due, may_start = self._steps_for_worker()
         if self.scheduler:
-            from scrna.engine.dask_check import check_scheduler
+            from scrna.dask_cluster.check import check_scheduler
 
             logger.info(check_scheduler(self.scheduler, self.backend))
         if due:

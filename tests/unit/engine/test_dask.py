@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from scrna.dask_cluster import check as dask_check
+from scrna.dask_cluster import tasks
 from scrna.data import step_files
-from scrna.engine import dask_check, dask_tasks
 from scrna.errors import UserError
 from scrna.processes import process_start
 from tests.unit.engine.toys import (
@@ -188,11 +189,11 @@ def test_a_workers_matrix_is_kept_for_the_next_step_and_no_longer(attached, exis
     assert "kept before: True" in attached.run(HOLDS).log
 
     def shorter() -> None:
-        from scrna.engine import dask_tasks
+        from scrna.dask_cluster import tasks
 
-        dask_tasks._KEPT = 0.2
+        tasks._KEPT = 0.2
 
-    with dask_tasks.connected(existing.file) as client:
+    with tasks.connected(existing.file) as client:
         client.run(shorter)
     assert attached.run(HOLDS).code == 0
     body = f"""
