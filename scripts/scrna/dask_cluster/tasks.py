@@ -226,7 +226,7 @@ def _stop(worker, running: Future) -> None:
     """Stop a step that nobody waits for: a Python function ends with its process alone."""
     if running.cancel():  # it has not begun
         return
-    if worker.nanny is None:
+    if getattr(worker, "nanny", None) is None:
         wait([running])  # nobody would start this worker again
         return
     print("the step's rule is gone: this worker ends, and another takes its place", file=sys.stderr)
