@@ -26,6 +26,7 @@ LAYERS = {
     "report": "the page",
     "ingest": "downloads, file formats, tables of cells and genes, simulated data",
     "step": "what every step has, and the set-up of the process that it runs in",
+    "dask_cluster": "steps on a Dask cluster that exists",
     "engine": "the warm worker",
     "workflow": "what the rules and the Snakefile call",
 }

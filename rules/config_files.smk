@@ -11,18 +11,19 @@ from snakemake.exceptions import WorkflowError
 
 from scrna.config.yaml_files import read_config
 from scrna.errors import UserError
+from scrna.workflow import snakemake_internals
 
 # Each laid over those before it; a job of this run has no need to look again.
 CONFIG_FILES = []
-if workflow.is_main_process:
+if snakemake_internals.is_main(workflow):
     try:
         CONFIG_FILES = [
             (str(file), read_config(Path(file)))
             for file in [
                 f"{workflow.basedir}/config/config.yaml",
-                *workflow.overwrite_configfiles,
+                *snakemake_internals.overlay_files(workflow),
             ]
         ]
     except UserError as error:
         raise WorkflowError(str(error)) from None
-    CONFIG_FILES.append(("--config", dict(workflow.config_settings.config)))
+    CONFIG_FILES.append(("--config", snakemake_internals.overlay_values(workflow)))

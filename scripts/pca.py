@@ -106,9 +106,7 @@ def pca(
         if regress_out:
             tools.pp.regress_out(adata, regress_out)
         if scale:
-            if zero_center and hasattr(adata.X, "toarray"):
-                adata.X = adata.X.toarray()
-            tools.pp.scale(adata, max_value=max_value, zero_center=zero_center)
+            _scale(adata, tools, max_value=max_value, zero_center=zero_center)
         n_comps = possible_components(n_comps, *adata.shape)
         tools.pp.pca(
             adata,
@@ -170,6 +168,13 @@ def possible_components(n_comps: int, n_cells: int, n_genes: int) -> int:
             most,
         )
     return min(n_comps, most)
+
+
+def _scale(adata, tools, *, max_value: float | None, zero_center: bool) -> None:
+    """Bring each gene to unit variance; centred, the matrix has no zeros left and is made dense."""
+    if zero_center and hasattr(adata.X, "toarray"):
+        adata.X = adata.X.toarray()
+    tools.pp.scale(adata, max_value=max_value, zero_center=zero_center)
 
 
 def _covariate(counts: Path, qc: Path, filtered: Path, name: str) -> np.ndarray:

@@ -10,11 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-PACKAGE = Path(__file__).parent
+#: The folder of the scripts, and within it this package.
+SCRIPTS = Path(__file__).parents[1]
+PACKAGE = SCRIPTS / "scrna"
 #: Modules that carry a step but do not make its result: how it is logged, locked or watched.
 #: What the table of steps has of a step becomes its parameters, which are compared by themselves.
 CARRIERS = set("atomic engine errors log processes progress provenance step steps workflow".split())
-CARRIERS |= {"data.read_progress", "warm_process"}
+CARRIERS |= {"dask_cluster", "data.read_progress", "warm_process"}
 CARRIERS |= {
     f"resources.{name}"
     for name in "admission estimates gpu_memory gpus host_memory locks plan".split()

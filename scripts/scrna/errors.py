@@ -1,6 +1,7 @@
 """Errors that a user can mend, and how a step's error is logged."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from scrna.log import log
 
@@ -37,3 +38,17 @@ def report(error: Exception) -> None:
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     log.error("%s%s", kind, error)
     log.error("the traceback, for whoever mends it", exc_info=error)
+
+
+def worker_died(its_log: Path | str) -> UserError:
+    """Return the error of a step whose worker died while it ran the step.
+
+    Parameters
+    ----------
+    its_log
+        The worker's log, or where it is.
+    """
+    return UserError(
+        "the worker's process died while it ran this step: out of memory (dmesg shows it), or a "
+        f"library or the driver crashed. Its log: {its_log}. The next step gets a new worker"
+    )

@@ -61,6 +61,13 @@ def send_logs(handlers: list[logging.Handler]) -> None:
     warnings.showwarning = _log_warning
 
 
+def log_with_times() -> None:
+    """Send the messages of this process to stderr, each with the time: the log of a worker."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s - %(message)s"))
+    send_logs([handler])
+
+
 def share_terminal(logger: logging.Logger) -> None:
     """Let another program's lines on the terminal clear a bar first: those of Snakemake.
 

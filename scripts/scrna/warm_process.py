@@ -6,7 +6,7 @@ import logging
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +19,27 @@ from scrna.resources.host_memory import give_back_freed
 
 _scripts: dict[Path, tuple[int, ModuleType]] = {}
 _formatter = logging.Formatter()
+
+
+def prepare(backend: str, config: Mapping[str, Any]) -> None:
+    """Load a backend in this process and set it up, once, for all its steps.
+
+    Parameters
+    ----------
+    backend
+        ``gpu`` or ``cpu``.
+    config
+        The sections of the config that say how a process works: gpu, memory and dask.
+    """
+    from scrna.backend import load
+    from scrna.resources import gpus, kept_matrices
+
+    if backend == "gpu":
+        gpus.remember()
+        step.start_gpu(**config["gpu"])
+    load(backend)
+    step.configure(config)
+    kept_matrices.start()
 
 
 def perform(
@@ -120,3 +141,14 @@ def free_memory() -> None:
             cupy.get_default_pinned_memory_pool().free_all_blocks()
             cupy.cuda.Device().synchronize()
     give_back_freed()
+
+
+def drop_matrices() -> None:
+    """Hold nothing that an earlier step left: kept matrices, and Dask workers on other GPUs."""
+    from scrna.data import row_blocks
+    from scrna.resources import kept_matrices
+
+    row_blocks.end_cluster()
+    kept_matrices.stop()
+    kept_matrices.start()
+    free_memory()

@@ -299,7 +299,7 @@ def _to_gpu(array, span: slice):
     """Decompress into pinned memory and move it from there, several times as fast as otherwise."""
     import cupy
     from cupyx import empty_pinned
-    from zarr.core.buffer.cpu import NDBuffer
+    from zarr.buffer.cpu import NDBuffer
 
     n = span.stop - span.start
     # of one size, so that CuPy's pool gives the same memory again

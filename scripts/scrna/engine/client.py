@@ -12,6 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from scrna.dask_cluster import scheduler_of
 from scrna.engine import protocol
 from scrna.engine.protocol import StepFailedError
 from scrna.errors import UserError
@@ -47,13 +48,12 @@ def perform(script: Path, function: str, job: Mapping[str, Any]) -> dict | None:
     """
     if "backend" not in job["settings"]:
         return None
-    scheduler = protocol.scheduler_of(job["config"])
+    scheduler = scheduler_of(job["config"])
     host, _, path = os.environ.get(protocol.VARIABLE, "").partition(":")
     is_here = host == os.uname().nodename
     if not scheduler and (not is_here or job["config"].get("worker") not in ("warm", "auto")):
         return None
     request = {
-        "scripts": str(protocol.SCRIPTS),
         "script": str(script),
         "function": function,
         "directory": os.getcwd(),
@@ -63,10 +63,10 @@ def perform(script: Path, function: str, job: Mapping[str, Any]) -> dict | None:
         light = not scheduler and is_light(function, job["settings"]["backend"])
         outcome = _ask(path, request, is_light=light)
     else:  # a job on another machine than the run, for a cluster that exists
-        from scrna.engine import dask_tasks
+        from scrna.dask_cluster import tasks
 
-        with dask_tasks.connected(scheduler) as client:
-            outcome = dask_tasks.submit(client, request, log_record)
+        with tasks.connected(scheduler) as client:
+            outcome = tasks.submit(client, request, log_record)
     if outcome is None:
         return None
     if outcome["failed"]:
@@ -76,31 +76,25 @@ def perform(script: Path, function: str, job: Mapping[str, Any]) -> dict | None:
 
 def _ask(path: str, request: dict[str, Any], *, is_light: bool) -> dict[str, Any] | None:
     """Have a worker of the engine run a step; None where a light step need not wait for one."""
-    said = "worker: none does without it"
+    advice = "worker: none does without it"
     try:
         with protocol.connect(path) as connection:
             protocol.send(connection, "step")
-            _, state = protocol.receive(connection)
-            said = f"its log says why: {state['log']}. {said}"
-            is_early = not state["is_ready"] and state["age_s"] < state["soon_s"]
-            if is_light and is_early:
+            _, server = protocol.receive(connection)
+            advice = f"its log says why: {server['log']}. {advice}"
+            if is_light and server["has_just_begun"]:
                 return None
             protocol.send(connection, "request", request)
             try:
-                return _outcome(connection, is_starting=not state["is_ready"])
+                if not server["is_ready"] and not connection.poll(_PATIENCE):
+                    log.info("waiting for the worker to start")
+                while (message := protocol.receive(connection))[0] == "record":
+                    log_record(message[1])
             except (KeyboardInterrupt, SystemExit):
                 _stop(connection)
                 raise
     except (OSError, EOFError) as error:
-        raise UserError(f"the run's worker is gone ({error!r}); {said}") from error
-
-
-def _outcome(connection: Connection, *, is_starting: bool) -> dict[str, Any]:
-    """Log what the step logs until it has ended."""
-    if is_starting and not connection.poll(_PATIENCE):
-        log.info("waiting for the worker to start")
-    while (message := protocol.receive(connection))[0] == "record":
-        log_record(message[1])
+        raise UserError(f"the run's worker is gone ({error!r}); {advice}") from error
     kind, content = message
     if kind == "error":
         raise UserError(content)
@@ -108,7 +102,7 @@ def _outcome(connection: Connection, *, is_starting: bool) -> dict[str, Any]:
 
 
 def _stop(connection: Connection) -> None:
-    """Say that the step is not wanted any more, and wait until it has stopped."""
+    """Have the server stop the step, and wait until it has."""
     with suppress(OSError, EOFError):
         with socket.socket(fileno=os.dup(connection.fileno())) as end:
             end.shutdown(socket.SHUT_WR)
@@ -123,5 +117,5 @@ def log_record(about: Mapping[str, Any]) -> None:
 
 
 def _absolute(value: str | list[str]) -> str | list[str]:
-    """Make paths absolute: a worker's working directory may be another."""
+    """Make paths absolute: a worker's working directory is another."""
     return list(map(os.path.abspath, value)) if isinstance(value, list) else os.path.abspath(value)

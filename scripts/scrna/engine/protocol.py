@@ -1,7 +1,7 @@
 """How the engine's processes find each other and talk: JSON messages over Unix sockets.
 
-The sockets of a checkout lie in a folder that only its user may enter. Each side also asks the
-kernel whose process the other one is. Nothing here imports more than the standard library.
+The sockets of a checkout lie in a folder that only its user may enter, and each side asks the
+kernel for the other's user. Nothing here imports more than the standard library.
 """
 
 import hashlib
@@ -10,33 +10,31 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from scrna.code_digest import SCRIPTS
 from scrna.errors import UserError
 
 #: The environment variable that names the run's engine to its jobs: ``host:socket``.
 VARIABLE = "SCRNA_ENGINE"
-SCRIPTS = Path(__file__).parents[2]
 _LONGEST_PATH = 100  # bytes; the kernel takes 107
-_CREDENTIALS = "iII"  # pid, uid and gid
+_ADVICE = "remove it, or set worker: none"
 
 
 class StepFailedError(Exception):
-    """The step failed in its worker; why is in the log already."""
+    """The step failed in its worker; the log has the reason already."""
 
 
 def folder() -> Path:
-    """Return the folder of this checkout's sockets, made where it is missing.
+    """Return the folder of this checkout's sockets; make it where it is missing.
 
-    It lies in XDG_RUNTIME_DIR, which is local and private, or in /tmp where there is none.
-
-    An error says where another user could enter it, or it is not a folder.
+    It lies in XDG_RUNTIME_DIR if that is private and its path short enough, else in /tmp. A folder
+    that another user can enter is refused.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
-    if not (runtime and _problem(Path(runtime)) is None):
+    if not runtime or _problem(Path(runtime)):
         runtime = "/tmp"
     checkout = hashlib.sha256(str(SCRIPTS.resolve()).encode()).hexdigest()[:12]
     own = Path(runtime, f"scrna-{os.geteuid()}")
@@ -52,11 +50,8 @@ def folder() -> Path:
     return own / checkout
 
 
-_ADVICE = "remove it, or set worker: none"
-
-
 def _problem(path: Path) -> str | None:
-    """Say why a folder is not this user's alone; None where it is."""
+    """Return why a folder is not this user's alone; None where it is."""
     try:
         found = path.lstat()
     except OSError as error:
@@ -87,17 +82,9 @@ def listen(path: Path) -> socket.socket:
     return listener
 
 
-def stamp(path: Path) -> list[int]:
-    """Return what tells a socket's file from a later one of the same name."""
-    found = path.lstat()
-    return [found.st_ino, found.st_mtime_ns]
-
-
 def checked(found: socket.socket) -> Connection:
     """Make a socket a connection; PermissionError if the other side is another user's process."""
-    size = struct.calcsize(_CREDENTIALS)
-    credentials = found.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    _, uid, _ = struct.unpack(_CREDENTIALS, credentials)
+    _, uid, _ = struct.unpack("iII", found.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     if uid != os.geteuid():
         raise PermissionError(f"the process at the other end belongs to user {uid}")
     return Connection(found.detach())
@@ -114,19 +101,6 @@ def receive(connection: Connection, *, timeout: float | None = None) -> tuple[st
         raise TimeoutError(f"no answer within {timeout:g} s")
     try:
         kind, content = json.loads(connection.recv_bytes())
-    except (ValueError, TypeError) as error:  # the last words of a process that was killed
+    except (ValueError, TypeError) as error:  # its process was killed while it wrote
         raise EOFError(f"half a message: {error}") from error
     return kind, content
-
-
-def died(its_log: str) -> str:
-    """Say that a worker died in the middle of a step."""
-    return (
-        "the worker's process died while it ran this step: out of memory (dmesg tells), or a "
-        f"library or the driver crashed. Its log: {its_log}. The next step gets a new worker"
-    )
-
-
-def scheduler_of(config: Mapping[str, Any]) -> str | None:
-    """Return the Dask scheduler of a cluster that exists, where the config names one."""
-    return config.get("dask", {}).get("scheduler")

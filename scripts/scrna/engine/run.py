@@ -10,15 +10,15 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from scrna.attended import is_attended
 from scrna.code_digest import tree_digest
+from scrna.dask_cluster import scheduler_of
 from scrna.engine import protocol
 from scrna.environment import environment_digest
 from scrna.errors import UserError
@@ -26,9 +26,6 @@ from scrna.resources import gpus
 
 #: Minutes that a worker stays where a person sits at a terminal (``worker_keep_minutes: auto``).
 KEEP_MINUTES = 10
-#: Expected start-up of workers, seconds, and how many more where UMAP is imported, which in a new
-#: environment is compiled.
-_SOON, _UMAP = 3.0, 4.0
 _ANSWER = 10.0  # seconds in which a server answers
 #: What Snakemake sets for a rule's own process: the threads of its libraries.
 _THREADS = [f"{name}_NUM_THREADS" for name in "OMP OPENBLAS MKL NUMEXPR".split()]
@@ -37,19 +34,9 @@ _servers: list[subprocess.Popen] = []
 
 
 class Engine:
-    """A run's connection to its server, which is there as long as the run.
+    """A run's connection to its server, for which the run lasts as long as the connection."""
 
-    Parameters
-    ----------
-    connection, path
-        The connection, and the server's socket.
-    status
-        Of `scrna.engine.server.Server.status`, when the run came.
-    keep_s
-        Seconds that the worker stays after the run.
-    """
-
-    def __init__(self, connection: Connection, path: Path, status: dict[str, Any], keep_s: float):
+    def __init__(self, connection: Connection, status: dict[str, Any], path: Path, keep_s: float):
         self._connection, self._path = connection, path
         self._first, self._keep_s = status, keep_s
         os.environ[protocol.VARIABLE] = f"{os.uname().nodename}:{path}"
@@ -59,8 +46,7 @@ class Engine:
         """What to say at the run's start of a worker that was there before."""
         if not self._first["is_ready"]:
             return None
-        about = _holds(self._first)
-        return f"a worker of {self._first['since']} is warm: {about}"
+        return f"a worker of {self._first['since']} is warm: {_holds(self._first)}"
 
     def last_line(self) -> str | None:
         """Return what to say at the run's end of a worker that stays."""
@@ -102,10 +88,9 @@ def begin(
         ``gpu`` or ``cpu``.
     due
         Steps that the run will come to.
-    at_once
-        Steps that run at the same time, each in a worker of its own; on GPUs always one.
-    threads
-        CPU threads of a step; None: as many as there are cores.
+    at_once, threads
+        Steps that run at the same time, on GPUs always one, and the CPU threads of each; None: as
+        many as there are cores.
     may_start
         Whether a server may be started; else only one that is there is used.
 
@@ -120,29 +105,27 @@ def begin(
         socket that others may enter.
     """
     settings, environment = _settings(config, backend, due, at_once, threads)
-    keep_s = keep_seconds(config)
     folder = protocol.folder()
     path = folder / f"{_identity(settings, environment)}.sock"
-    about = {"pid": os.getpid(), "directory": os.getcwd(), "keep_s": keep_s}
+    about = {"directory": os.getcwd(), "keep_s": keep_seconds(config)}
     with _alone(folder):
         for other in folder.glob("*.sock"):
             if other != path:
                 _stop(other)
         found = _ask(path, "attach", about)
         if found is None and may_start:
-            _start(path, settings, environment)
+            log_file = _start(path, settings, environment)
             found = _ask(path, "attach", about)
             if found is None:
-                log_file = _log_file()
                 raise UserError(f"the run's worker did not start; its log says why: {log_file}")
-    return Engine(found[0], path, found[1], keep_s) if found else None
+    return Engine(*found, path, about["keep_s"]) if found else None
 
 
 def keep_seconds(config: Mapping[str, Any]) -> float:
     """Return how long a worker stays after a run (``worker_keep_minutes``)."""
     asked = config.get("worker_keep_minutes", "auto")
     if asked == "auto":
-        asked = 0 if protocol.scheduler_of(config) or not is_attended() else KEEP_MINUTES
+        asked = 0 if scheduler_of(config) or not is_attended() else KEEP_MINUTES
     return 60.0 * float(asked)
 
 
@@ -152,14 +135,11 @@ def stop() -> list[str]:
     folder = protocol.folder()
     with _alone(folder):
         for path in sorted(folder.glob("*.sock")):
-            status = _stop(path)
-            if status is None:
-                continue
-            what = f"the worker of {status['since']} ({_holds(status)})"
-            if runs := status["runs"]:
-                lines.append(f"{what} ends with the run that uses it, in {', '.join(runs)}")
-            else:
-                lines.append(f"{what} has ended")
+            if status := _stop(path):
+                what = f"the worker of {status['since']} ({_holds(status)})"
+                users = ", ".join(status["runs"])
+                ends = f"ends with the run that uses it, in {users}" if users else "has ended"
+                lines.append(f"{what} {ends}")
     return lines or ["no worker is there"]
 
 
@@ -167,7 +147,7 @@ def _settings(
     config: Mapping[str, Any], backend: str, due: Sequence[str], at_once: int, threads: int | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Gather what makes a worker what it is, and the environment of its process."""
-    scheduler = protocol.scheduler_of(config)
+    scheduler = scheduler_of(config)
     on_gpu, on_cpu = (backend == where and not scheduler for where in ("gpu", "cpu"))
     chosen = gpus.chosen_gpus(config["gpus"]) if on_gpu else []
     if config["dask"]["protocol"] == "ucx" and len(chosen) > 1:
@@ -176,19 +156,15 @@ def _settings(
             "run's worker: set worker: none, or dask.protocol: tcp"
         )
         raise UserError(msg)
-    if scheduler and os.path.exists(scheduler):
-        scheduler = os.path.abspath(scheduler)
-    needs_umap = on_cpu and not {"neighbors", "umap"}.isdisjoint(due)
     settings = {
         "backend": backend,
-        "scheduler": scheduler,
+        "scheduler": os.path.abspath(scheduler) if os.path.exists(scheduler or "") else scheduler,
         "gpus": [gpu.index for gpu in chosen],
         "count": 1 if on_gpu else at_once,
         "headroom_gb": config["memory"]["headroom_gb"],
-        "is_host": not on_gpu or any(gpu.unified for gpu in chosen),
+        "is_host": not on_gpu or any(gpu.unified for gpu in chosen),  # where matrices are kept
         "config": {name: config[name] for name in ("gpu", "memory", "dask")},
-        "needs_umap": needs_umap,
-        "soon_s": _SOON + _UMAP * needs_umap,
+        "needs_umap": on_cpu and not {"neighbors", "umap"}.isdisjoint(due),
     }
     environment = {} if threads is None else dict.fromkeys(_THREADS, str(threads))
     if chosen:
@@ -198,7 +174,7 @@ def _settings(
 
 def _identity(settings: dict[str, Any], environment: Mapping[str, str]) -> str:
     """Digest what a process of the server's has loaded and goes by: code, packages, settings."""
-    own = {key: value for key, value in settings.items() if key not in ("needs_umap", "soon_s")}
+    own = {key: value for key, value in settings.items() if key != "needs_umap"}
     about = [tree_digest(protocol.SCRIPTS), environment_digest(environment), own]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -220,13 +196,12 @@ def _ask(path: Path, kind: str, content: Any = None) -> tuple[Connection, dict[s
     try:
         protocol.send(connection, kind, content)
         return connection, protocol.receive(connection, timeout=_ANSWER)[1]
-    except TimeoutError as error:
+    except (OSError, EOFError) as error:
         connection.close()
+        if not isinstance(error, TimeoutError):
+            return None
         msg = f"the worker at {path} does not answer ({error}): end its process, or try again"
         raise UserError(msg) from error
-    except (OSError, EOFError):
-        connection.close()
-        return None
 
 
 def _stop(path: Path) -> dict[str, Any] | None:
@@ -236,34 +211,24 @@ def _stop(path: Path) -> dict[str, Any] | None:
         path.unlink(missing_ok=True)
         return None
     connection, status = found
-    connection.close()
     if not status["runs"]:
-        end = time.monotonic() + _ANSWER
-        while time.monotonic() < end:  # its workers have gone before it
-            try:
-                protocol.connect(path).close()
-            except OSError:
-                break
-            time.sleep(0.02)
+        with suppress(OSError, EOFError):  # the server closes it as it ends, after its workers
+            protocol.receive(connection, timeout=_ANSWER)
         path.unlink(missing_ok=True)
+    connection.close()
     return status
 
 
-def _start(path: Path, settings: dict[str, Any], environment: Mapping[str, str]) -> None:
-    """Start a server; it listens already, so that nobody has to wait for it."""
-    log_file = _log_file()
+def _start(path: Path, settings: dict[str, Any], environment: Mapping[str, str]) -> Path:
+    """Start a server, which listens already, so that nobody has to wait for it; return its log."""
+    log_file = Path(".snakemake/log/worker.log").absolute()
     log_file.parent.mkdir(parents=True, exist_ok=True)
     log_file.unlink(missing_ok=True)  # another server may still write into the old one
     with protocol.listen(path) as listener, log_file.open("a") as log:
-        about = {
-            **settings,
-            "path": str(path),
-            "stamp": protocol.stamp(path),
-            "listener": listener.fileno(),
-            "log": str(log_file),
-        }
+        about = {"path": str(path), "listener": listener.fileno(), "log": str(log_file)}
+        script = str(Path(__file__).with_name("server.py"))
         server = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).with_name("server.py")), json.dumps(about)],
+            [sys.executable, "-P", script, json.dumps(settings | about)],
             env=environment,
             cwd="/",
             pass_fds=[listener.fileno()],
@@ -273,14 +238,11 @@ def _start(path: Path, settings: dict[str, Any], environment: Mapping[str, str])
             start_new_session=True,  # Ctrl-C reaches the rules' processes first
         )
     _servers.append(server)
-
-
-def _log_file() -> Path:
-    return Path(".snakemake/log/worker.log").absolute()
+    return log_file
 
 
 def _holds(status: Mapping[str, Any]) -> str:
-    """Say what a worker holds."""
+    """Return the words for what a worker holds."""
     library = "RAPIDS" if status["backend"] == "gpu" else "scanpy"
     kept = f", {status['kept'] / 1e9:.1f} GB of matrices" if status["kept"] > 5e7 else ""
     return f"{library} loaded{kept}"

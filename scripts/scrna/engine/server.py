@@ -1,13 +1,12 @@
 """The engine's server: the one process that manages workers and hands steps to them.
 
-`scrna.engine.run` starts this file as a program of its own, with a socket that listens already. It
-imports no library and does nothing but wait for one of: a run that begins or ends, a rule's process
-that asks for a step or is gone, a worker that is ready, has done its step or died. A rule's
-connection is passed to the worker, which reads the request and answers; none of it comes by here.
+`scrna.engine.run` starts this file as a program, with a socket that listens already. It imports no
+library and waits for one of: a run that begins or ends, a rule's process that asks for a step or is
+gone, a worker that is ready, has done its step or died. A rule's connection is passed to the
+worker, which reads the request and answers; none of it comes by here.
 """
 
 import json
-import logging
 import os
 import select
 import signal
@@ -18,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,14 @@ if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[2]))
 
 from scrna.engine import protocol
-from scrna.log import log, send_logs
+from scrna.errors import worker_died
+from scrna.log import log, log_with_times
 from scrna.processes import process_start
 from scrna.resources import locks
 from scrna.resources.host_memory import GIB, has_other_users, host_memory
 
+#: Seconds in which workers start: a light step that comes before runs in its own process.
+_START = 3.0
 _TICK = 1.0  # seconds between looks at the memory and the clock
 _FIRST = 5.0  # seconds that a server waits for the run that started it
 _IDLE = 3.0  # seconds without a step until matrices go where another process uses the GPU
@@ -40,7 +42,7 @@ _TRIES = 3  # times in a row that a worker may die before it is ready
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
 
-@dataclass
+@dataclass(eq=False)
 class _Step:
     """A rule's process that waits for its step."""
 
@@ -48,90 +50,67 @@ class _Step:
     since: float
 
 
-@dataclass
+@dataclass(eq=False)
 class _Worker:
     """A worker process, at the other end of a socket."""
 
     socket: socket.socket
+    state: str = "starting"  # then "ready", and "broken" after a step whose process has to end
     step: _Step | None = None
-    is_ready: bool = False
-    has_run: bool = False
-    """Whether it may hold more memory than a new one would."""
-    kept: int = 0
-    """Bytes of matrices."""
+    may_hold_memory: bool = False  # more than a new one
+    kept: int = 0  # bytes of matrices
     pid: int = 0
     started: int | None = None
 
 
-@dataclass
 class Server:
-    """The server.
+    """The server, with what `scrna.engine.run` gathers and a socket that listens."""
 
-    Parameters
-    ----------
-    settings
-        Of `scrna.engine.run`: path, log, backend, gpus (numbers), count (of workers), soon_s,
-        headroom_gb, is_host (whether matrices are kept in the host's memory), and what
-        `scrna.engine.worker` needs.
-    listener
-        The socket that listens at the path.
-    """
-
-    settings: dict[str, Any]
-    listener: socket.socket
-    runs: dict[int, dict[str, Any]] = field(default_factory=dict)
-    waiting: deque[_Step] = field(default_factory=deque)
-    workers: list[_Worker] = field(default_factory=list)
-    keep_until: float = 0.0
-    is_stopping: bool = False
-    is_over: bool = False
-
-    def __post_init__(self):
-        self._begun = time.monotonic()
+    def __init__(self, settings: dict[str, Any], listener: socket.socket):
+        self.settings, self.listener = settings, listener
+        self.runs: dict[int, dict[str, Any]] = {}
+        self.waiting: deque[_Step] = deque()
+        self.workers: list[_Worker] = []
+        self.is_stopping = False  # with its last run, however long that wanted it to stay
+        self.is_over = False
+        self._begun = self._last_step = self._last_run = time.monotonic()
         self._since = time.strftime("%H:%M")
-        self._last_step = self._last_run = self._begun
+        self.keep_until = self._begun + _FIRST
         self._failures = 0
         self._poll = select.poll()
-        self._handlers: dict[int, Callable[[int], None]] = {}
-        self.keep_until = self._begun + _FIRST
+        self._handlers: dict[int, Callable[[], None]] = {}
 
     def serve(self) -> None:
         """Serve until the last run has ended and its worker need not be kept."""
-        control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            self._parent = self._start_parent(theirs.fileno())
-        self._control = control
-        self._watch(control.fileno(), self._parent_is_gone)
-        self._watch(self.listener.fileno(), self._greet)
+        self._start_parent()
+        self._watch(self.listener, self._greet)
         for _ in range(self.settings["count"]):
             self._start_worker()
         while not self.is_over:
             events = self._poll.poll(1000 * _TICK)
             # a worker's last word before the end of the rule's process that it answered
             events.sort(key=lambda event: bool(event[1] & _GONE))
-            for number, event in events:
-                if number in self._handlers:
-                    self._handlers[number](event)
+            for number, _ in events:
+                if handler := self._handlers.get(number):
+                    handler()
             self._look_after()
 
     def end(self) -> None:
-        """End all workers at once: what they hold is worth nothing now."""
+        """End all workers at once: the kernel kills them with the process they are forked from."""
         self.is_over = True
-        for worker in self.workers:
-            self._kill(worker)
-            worker.socket.close()
-        self._control.close()
         self._parent.kill()
         self._parent.wait()
+        for opened in (self._control, *(worker.socket for worker in self.workers)):
+            opened.close()
 
     def status(self) -> dict[str, Any]:
-        """Return what a run or a person asks for."""
+        """Return what runs, rules and ``make stop`` ask for."""
+        is_ready = any(worker.state == "ready" for worker in self.workers)
         return {
             "pid": os.getpid(),
             "since": self._since,
-            "is_ready": any(worker.is_ready for worker in self.workers),
-            "age_s": time.monotonic() - self._begun,
-            "soon_s": self.settings["soon_s"],
+            "is_ready": is_ready,
+            "has_just_begun": not is_ready and time.monotonic() < self._begun + _START,
             "kept": sum(worker.kept for worker in self.workers),
             "backend": self.settings["backend"],
             "runs": [run["directory"] for run in self.runs.values()],
@@ -139,44 +118,40 @@ class Server:
             "log": self.settings["log"],
         }
 
-    # ------------------------------------------------------------------ runs and rules
-
-    def _greet(self, _: int) -> None:
-        """Take what a new connection asks for."""
-        found, _address = self.listener.accept()
+    def _greet(self) -> None:
+        """Take a new connection."""
+        found, _ = self.listener.accept()
         try:
             connection = protocol.checked(found)
-            self._watch(connection.fileno(), lambda _: self._answer(connection))
+            self._watch(connection, lambda: self._answer(connection))
         except OSError as error:
             found.close()
             log.warning("a connection is refused: %s", error)
 
     def _answer(self, connection: Connection) -> None:
-        """Answer the first message of a connection."""
-        number = connection.fileno()
+        """Answer a message of a new connection: a run's, a rule's, or a question."""
         if not connection.poll():  # the event was of a connection that had this number before
             return
         try:
             kind, content = protocol.receive(connection)
-            if kind == "attach":
-                self.runs[number] = content
-                self._watch(number, lambda _: self._hear_run(connection))
-            elif kind == "step":
-                step = _Step(connection, time.monotonic())
-                self.waiting.append(step)
-                self._watch(number, lambda _: self._forget(step), select.POLLRDHUP)
-            elif kind == "stop":  # with the last run, were there one
-                self.keep_until, self.is_stopping = 0.0, True
-            protocol.send(connection, "status", self.status())
         except (OSError, EOFError):
-            kind = "nothing"
-        if kind not in ("attach", "step"):
             self._close(connection)
+            return
+        if kind == "attach":
+            self.runs[connection.fileno()] = content
+            self._watch(connection, lambda: self._hear_run(connection))
         elif kind == "step":
-            self._assign()
+            step = _Step(connection, time.monotonic())
+            self.waiting.append(step)
+            self._watch(connection, lambda: self._forget(step), select.POLLRDHUP)
+        elif kind == "stop":
+            self.keep_until, self.is_stopping = 0.0, True
+        with suppress(OSError):  # it is gone, which comes as the next event
+            protocol.send(connection, "status", self.status())
+        self._assign()
 
     def _hear_run(self, connection: Connection) -> None:
-        """Tell a run how things stand; keep the worker for a while where the run has ended."""
+        """Return the status to a run; keep the worker for a while where the run has ended."""
         try:
             protocol.receive(connection)
             protocol.send(connection, "status", self.status())
@@ -188,35 +163,36 @@ class Server:
 
     def _forget(self, step: _Step) -> None:
         """Stop a step whose rule's process is gone: a Python function ends with its process."""
-        self._close(step.connection, and_file=False)
         if step in self.waiting:
             self.waiting.remove(step)
-            step.connection.close()
         for worker in [worker for worker in self.workers if worker.step is step]:
             log.info("the step's rule is gone: its worker ends, and another takes its place")
             self._replace(worker)
-            step.connection.close()  # which tells a process that waits for it
+        self._close(step.connection)  # which a process that waits for the end sees
 
     def _assign(self) -> None:
         """Hand the steps that wait to workers that are free."""
         for worker in self.workers:
-            if self.waiting and worker.is_ready and worker.step is None:
+            if self.waiting and worker.state == "ready" and worker.step is None:
                 step = self.waiting.popleft()
-                turn = {"kind": "step", "waited_s": time.monotonic() - step.since}
-                worker.step, worker.has_run = step, True
-                connections = [step.connection.fileno()]
-                socket.send_fds(worker.socket, [json.dumps(turn).encode()], connections)
+                worker.step, worker.may_hold_memory = step, True
+                waited = time.monotonic() - step.since
+                self._tell(worker, {"kind": "step", "waited_s": waited}, step.connection.fileno())
 
-    # ------------------------------------------------------------------ workers
-
-    def _start_parent(self, control: int) -> subprocess.Popen:
+    def _start_parent(self) -> None:
         """Start the process that imports the libraries and forks workers."""
-        settings = json.dumps({**self.settings, "control": control})
-        script = Path(__file__).with_name("worker.py")
-        command = [sys.executable, "-P", str(script), settings]
-        return subprocess.Popen(command, pass_fds=[control], stdin=subprocess.DEVNULL)
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            settings = json.dumps({**self.settings, "control": theirs.fileno()})
+            script = str(Path(__file__).with_name("worker.py"))
+            self._parent = subprocess.Popen(
+                [sys.executable, "-P", script, settings],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+            )
+        self._watch(self._control, self._parent_is_gone)
 
-    def _parent_is_gone(self, _: int) -> None:
+    def _parent_is_gone(self) -> None:
         log.error("the process that workers are forked from died")
         self.is_over = True
 
@@ -224,7 +200,7 @@ class Server:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         worker = _Worker(ours)
         self.workers.append(worker)
-        self._watch(ours.fileno(), lambda _: self._hear_worker(worker))
+        self._watch(ours, lambda: self._hear_worker(worker))
         with theirs, suppress(OSError):  # the parent is gone, which ends the server
             socket.send_fds(self._control, [b"fork"], [theirs.fileno()])
 
@@ -237,101 +213,96 @@ class Server:
         except OSError:
             said = b""
         if not said:
-            self._replace(worker, is_dead=True)
+            self._bury(worker)
             return
         about = json.loads(said)
         worker.kept = about.get("kept", worker.kept)
         if about["kind"] == "here":
             worker.pid, worker.started = about["pid"], process_start(about["pid"])
         elif about["kind"] == "ready":
-            worker.is_ready, self._failures = True, 0
-        elif about["kind"] == "dropped":
-            worker.has_run = False
+            worker.state, self._failures = "ready", 0
         elif about["kind"] == "done" and worker.step:
             self._close(worker.step.connection)
             worker.step = None
-            worker.is_ready = not about["is_broken"]  # such a worker ends by itself
+            worker.state = "broken" if about["is_broken"] else "ready"
         self._assign()
 
-    def _replace(self, worker: _Worker, *, is_dead: bool = False) -> None:
-        """Start a worker in the place of one that died, or that has to go."""
-        if is_dead and not worker.is_ready and worker.step is None and not worker.has_run:
-            self._failures += 1
-        self._kill(worker)
-        self.workers.remove(worker)
-        del self._handlers[worker.socket.fileno()]
-        self._poll.unregister(worker.socket)
-        worker.socket.close()
-        if is_dead and worker.step:
+    def _bury(self, worker: _Worker) -> None:
+        """Say to its rule that a worker died, and start another in its place."""
+        self._failures += worker.state == "starting"
+        if worker.step:
             with suppress(OSError):
-                protocol.send(worker.step.connection, "error", protocol.died(self.settings["log"]))
+                text = str(worker_died(self.settings["log"]))
+                protocol.send(worker.step.connection, "error", text)
             self._close(worker.step.connection)
+        self._replace(worker)
+
+    def _replace(self, worker: _Worker) -> None:
+        """End a worker and start another in its place."""
+        # its number may be another process's by now
+        if worker.started is not None and process_start(worker.pid) == worker.started:
+            with suppress(ProcessLookupError):
+                os.kill(worker.pid, signal.SIGKILL)
+        self.workers.remove(worker)
+        self._close(worker.socket)
         if self._failures >= _TRIES:
             log.error("%d workers in a row died before they were ready", _TRIES)
             self.is_over = True
         else:
             self._start_worker()
 
-    def _kill(self, worker: _Worker) -> None:
-        """Kill a worker, unless its number is another process's by now."""
-        if worker.started is not None and process_start(worker.pid) == worker.started:
-            with suppress(ProcessLookupError):
-                os.kill(worker.pid, signal.SIGKILL)
-
-    # ------------------------------------------------------------------ while nothing runs
-
     def _look_after(self) -> None:
         """End where nobody wants the workers; give memory back where others need it."""
         now = time.monotonic()
-        if not self.runs and now >= self.keep_until:
-            self.is_over = True
         if self.runs:
             self._last_run = now
+        elif now >= self.keep_until:
+            self.is_over = True
         if self.waiting or any(worker.step for worker in self.workers):
             self._last_step = now
             return
-        if any(worker.has_run for worker in self.workers) and (why := self._why_drop(now)):
+        holding = [w for w in self.workers if w.may_hold_memory and w.state == "ready"]
+        if holding and (why := self._why_drop(now)):
             log.info("idle workers give their memory back: %s", why)
-            for worker in self.workers:
-                if worker.has_run and worker.is_ready:
-                    worker.has_run = False
-                    with suppress(OSError):  # it died, which comes as its next word
-                        worker.socket.send(json.dumps({"kind": "drop"}).encode())
+            for worker in holding:
+                worker.may_hold_memory = False
+                self._tell(worker, {"kind": "drop"})
 
     def _why_drop(self, now: float) -> str | None:
-        """Say why idle workers should hold nothing; None where they may."""
+        """Return why idle workers should hold nothing; None where they may."""
         memory = host_memory()
         headroom = min(self.settings["headroom_gb"] * GIB, memory.total // 4)
         if self.settings["is_host"] and memory.available < headroom:
             return "memory is short"
-        is_idle = now - self._last_step > _IDLE
-        if is_idle and any(locks.is_gpu_in_use(index) for index in self.settings["gpus"]):
+        if now - self._last_step > _IDLE and any(map(locks.is_gpu_in_use, self.settings["gpus"])):
             return "another process uses the GPU"
         if now - self._last_run > _SHARED and has_other_users():
             return "other people use this machine"
         return None
 
-    def _watch(
-        self, number: int, handler: Callable[[int], None], events: int = select.POLLIN
-    ) -> None:
-        self._handlers[number] = handler
-        self._poll.register(number, events)
+    def _tell(self, worker: _Worker, message: dict[str, Any], *numbers: int) -> None:
+        """Send a worker a message and descriptors; of one that died its socket's end says so."""
+        with suppress(OSError):
+            socket.send_fds(worker.socket, [json.dumps(message).encode()], numbers)
 
-    def _close(self, connection: Connection, *, and_file: bool = True) -> None:
-        """Watch a connection no longer, and close it."""
-        if self._handlers.pop(connection.fileno(), None):
-            self._poll.unregister(connection.fileno())
-        if and_file:
-            connection.close()
+    def _watch(self, opened, handler: Callable[[], None], events: int = select.POLLIN) -> None:
+        """Call a function when a connection or socket has something to read, or has ended."""
+        self._handlers[opened.fileno()] = handler
+        self._poll.register(opened.fileno(), events)
+
+    def _close(self, opened) -> None:
+        """Watch a connection or socket no longer, and close it."""
+        if self._handlers.pop(opened.fileno(), None):
+            self._poll.unregister(opened.fileno())
+        opened.close()
 
 
 def main(settings: dict[str, Any]) -> None:
     """Run the server, and leave nothing behind."""
-    own = logging.StreamHandler(sys.stderr)
-    own.setFormatter(logging.Formatter("%(asctime)s - %(message)s"))
-    send_logs([own])
+    log_with_times()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     path = Path(settings["path"])
+    own = path.lstat()
     server = Server(settings, socket.socket(fileno=settings["listener"]))
     try:
         server.serve()
@@ -339,7 +310,7 @@ def main(settings: dict[str, Any]) -> None:
         server.end()
         with locks.Lock(path.with_name("lock")) as guard, suppress(OSError):
             is_free = guard.try_acquire("the end of a worker")  # else a run that starts removes it
-            if is_free and protocol.stamp(path) == settings["stamp"]:
+            if is_free and os.path.samestat(own, path.lstat()):  # not a later server's
                 path.unlink()
 
 

@@ -1,8 +1,8 @@
 """A worker: a process that has its libraries loaded and runs steps, one after the other.
 
-The server (`scrna.engine.server`) starts this file as a program of its own. It imports what leaves
-the GPU alone, once, and forks a worker each time that the server asks for one. Each of the two ends
-with the process that started it.
+The server (`scrna.engine.server`) starts this file as a program. It imports what leaves the GPU
+alone, once, and forks a worker each time that the server asks for one. Each of the two ends with
+the process that started it.
 """
 
 import gc
@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
@@ -23,26 +24,20 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[2]))
 
+from scrna import warm_process
 from scrna.engine import protocol
-from scrna.log import log, send_logs
+from scrna.errors import UserError
+from scrna.log import log, log_with_times
 from scrna.processes import die_with_parent
-
-#: Why the libraries could not be imported, if they could not: each step says so.
-_trouble: Exception | None = None
 
 
 def main(settings: dict[str, Any]) -> None:
     """Import the libraries, and fork a worker for each socket that the server sends."""
-    global _trouble
     die_with_parent()
-    own = logging.StreamHandler(sys.stderr)
-    own.setFormatter(logging.Formatter("%(asctime)s - %(message)s"))
-    send_logs([own])
-    gc.disable()  # what an import makes stays: looking for garbage in it takes an eighth longer
+    log_with_times()
     try:
         _import(settings)
-    except Exception as error:
-        _trouble = error
+    except Exception:  # each worker tries again, and its steps fail with the reason
         log.exception("the libraries could not be imported")
     gc.freeze()  # so that a worker's first collection does not copy all of it
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the server sees a worker end by its socket
@@ -54,9 +49,8 @@ def main(settings: dict[str, Any]) -> None:
         if os.fork() == 0:
             control.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            gc.enable()
             try:
-                serve(socket.socket(fileno=numbers[0]), settings)
+                Worker(socket.socket(fileno=numbers[0]), settings).serve()
             finally:
                 logging.shutdown()
                 os._exit(0)
@@ -66,12 +60,7 @@ def main(settings: dict[str, Any]) -> None:
 def _import(settings: dict[str, Any]) -> None:
     """Import what all workers need and what does not touch the GPU, which a fork could not use."""
     start = time.perf_counter()
-    if settings["scheduler"]:
-        importlib.import_module("scrna.engine.dask_tasks")
-        importlib.import_module("distributed")
-    else:
-        importlib.import_module("scanpy")
-        importlib.import_module("scrna.warm_process")
+    importlib.import_module("distributed" if settings["scheduler"] else "scanpy")
     if settings["needs_umap"]:
         from scrna.methods.umap_compiled import import_umap
 
@@ -79,136 +68,112 @@ def _import(settings: dict[str, Any]) -> None:
     log.info("libraries imported in %.1f s", time.perf_counter() - start)
 
 
-def serve(server: socket.socket, settings: dict[str, Any]) -> None:
-    """Run the steps that the server sends, until it is gone.
+class Worker:
+    """A process that runs the steps that the server sends.
 
-    Parameters
-    ----------
-    server
-        Messages: ``step``, with a rule's connection, or ``drop``. It is told when this worker is
-        there, ready, done with a step, or holds nothing more.
-    settings
-        Of `scrna.engine.run`.
+    The server's messages are ``step``, with a rule's connection, and ``drop``. It is told when this
+    worker is there, is ready, has done a step, or holds nothing more.
     """
-    die_with_parent()
-    say = partial(_say, server)
-    say("here", pid=os.getpid())
-    trouble, client = _trouble, None
-    try:
-        if trouble is None:
-            client = _prepare(settings)
-    except Exception as error:
-        trouble = error
-        log.exception("the worker could not be prepared")
-    gc.freeze()  # what is loaded by now is not looked through after each step
-    say("ready")
-    while True:
-        said, numbers, *_ = socket.recv_fds(server, 4096, 1)
-        if not said:
-            return
-        message = json.loads(said)
-        if message["kind"] == "drop":
-            if _has_pool(settings):  # which gives nothing back: the process has to end
+
+    def __init__(self, server: socket.socket, settings: dict[str, Any]):
+        self._server, self._settings = server, settings
+        self._trouble: Exception | None = None  # why it could not be prepared: each step says so
+        self._cluster = None  # Dask's client, where steps run elsewhere
+
+    def serve(self) -> None:
+        """Run steps until the server is gone, or this process has to end."""
+        die_with_parent()
+        self._say("here", pid=os.getpid())
+        try:
+            self._prepare()
+        except Exception as error:
+            self._trouble = error
+            log.exception("the worker could not be prepared")
+        gc.freeze()  # what is loaded by now is not looked through after each step
+        self._say("ready")
+        while True:
+            said, numbers, *_ = socket.recv_fds(self._server, 4096, 1)
+            if not said:
                 return
-            _drop()
-            say("dropped", kept=0)
-            continue
-        with Connection(numbers[0]) as connection:
-            is_broken = _step(connection, message["waited_s"], say, settings, trouble, client)
-        if is_broken:
-            return
-        if not settings["scheduler"]:
-            from scrna.warm_process import free_memory
+            message = json.loads(said)
+            if message["kind"] == "drop":
+                if not self._drop():
+                    return
+                self._say("dropped", kept=0)
+                continue
+            with Connection(numbers[0]) as connection:
+                is_broken = self._run_step(connection, message["waited_s"])
+            if is_broken:
+                return
+            if self._cluster is None:
+                warm_process.free_memory()
 
-            free_memory()
+    def _prepare(self) -> None:
+        """Make this process one that steps run in, or that sends them to the cluster."""
+        if scheduler := self._settings["scheduler"]:
+            from scrna.dask_cluster import tasks
 
-
-def _prepare(settings: dict[str, Any]):
-    """Make this process one that steps run in; return Dask's client where they run elsewhere."""
-    if settings["scheduler"]:
-        from scrna.engine import dask_tasks
-
-        return dask_tasks.connected(settings["scheduler"])
-    from scrna import backend, step
-    from scrna.resources import gpus, kept_matrices
-
-    if settings["backend"] == "gpu":
-        gpus.remember()
-        step.start_gpu(**settings["config"]["gpu"])
-    backend.load(settings["backend"])
-    step.configure(settings["config"])
-    kept_matrices.start()
-    return None
-
-
-def _step(connection, waited_s: float, say, settings, trouble, client) -> bool:
-    """Run the step that a rule's process asks for; return whether this process has to end."""
-    try:
-        _, request = protocol.receive(connection)
-    except (OSError, EOFError):  # it is gone
-        say("done", is_broken=False)
-        return False
-    emit = partial(protocol.send, connection, "record")
-    kind, outcome = "outcome", {"is_broken": False}
-    try:
-        if client is not None:
-            from scrna.engine import dask_tasks
-
-            outcome = dask_tasks.submit(client, request, emit)
-            outcome["is_broken"] = client.status != "running"
+            self._cluster = tasks.connected(scheduler)
         else:
-            from scrna.warm_process import perform
+            warm_process.prepare(self._settings["backend"], self._settings["config"])
 
-            os.chdir(request["directory"])
-            outcome = perform(request, emit, trouble)
-    except protocol.UserError as error:
-        kind, outcome = "error", outcome | {"text": str(error)}
-    except Exception as error:
-        log.exception("this step could not be taken")
-        what = f"{type(error).__name__}: {error}; its log: {settings['log']}"
-        kind = "error"
-        outcome |= {"text": f"the run's worker could not take this step: {what}"}
-    finally:
-        os.chdir("/")  # an idle worker keeps no folder busy
-    # before the answer: the server must not take the end of the rule's process for a step's
-    say("done", is_broken=outcome["is_broken"], kept=_kept())
-    with suppress(OSError):
-        content = outcome["text"] if kind == "error" else outcome | {"waited_s": waited_s}
-        protocol.send(connection, kind, content)
-    return outcome["is_broken"]
+    def _run_step(self, connection: Connection, waited_s: float) -> bool:
+        """Run the step that a rule's process asks for; return whether this process has to end."""
+        try:
+            _, request = protocol.receive(connection)
+        except (OSError, EOFError):  # it is gone
+            self._say("done", is_broken=False)
+            return False
+        kind, answer, is_broken = "error", None, False
+        try:
+            outcome = self._perform(request, partial(protocol.send, connection, "record"))
+            kind, answer = "outcome", outcome | {"waited_s": waited_s}
+            is_broken = outcome["is_broken"]
+        except UserError as error:
+            answer = str(error)
+        except Exception as error:
+            log.exception("this step could not be taken")
+            what = f"{type(error).__name__}: {error}; its log: {self._settings['log']}"
+            answer = f"the run's worker could not take this step: {what}"
+        finally:
+            os.chdir("/")  # an idle worker keeps no folder busy
+        if self._cluster is not None:  # the next worker connects again
+            is_broken = self._cluster.status != "running"
+        # before the answer: the server must not take the end of the rule's process for a step's
+        self._say("done", is_broken=is_broken, kept=_kept())
+        with suppress(OSError):
+            protocol.send(connection, kind, answer)
+        return is_broken
 
+    def _perform(self, request: dict[str, Any], emit: Callable[[dict], None]) -> dict[str, Any]:
+        if self._cluster is not None:
+            from scrna.dask_cluster import tasks
 
-def _say(server: socket.socket, kind: str, **more) -> None:
-    with suppress(OSError):  # it is gone, which the next message shows
-        server.send(json.dumps({"kind": kind, **more}).encode())
+            return tasks.submit(self._cluster, request, emit)
+        os.chdir(request["directory"])
+        return warm_process.perform(request, emit, self._trouble)
+
+    def _drop(self) -> bool:
+        """Hold nothing that an earlier step left; return whether this process can do so."""
+        if self._cluster is not None:
+            return True
+        from scrna.resources.gpu_pool import memory_kind
+
+        kind = self._settings["config"]["gpu"]["memory"]
+        if self._settings["backend"] == "gpu" and memory_kind(kind) == "pool":
+            return False  # a pool does not shrink
+        warm_process.drop_matrices()
+        return True
+
+    def _say(self, kind: str, **more) -> None:
+        with suppress(OSError):  # it is gone, which the next message shows
+            self._server.send(json.dumps({"kind": kind, **more}).encode())
 
 
 def _kept() -> int:
     """Return the bytes of the matrices that are kept here."""
     kept_matrices = sys.modules.get("scrna.resources.kept_matrices")
     return kept_matrices.nbytes() if kept_matrices else 0
-
-
-def _has_pool(settings: dict[str, Any]) -> bool:
-    """Return whether memory on the GPU comes from a pool, which does not shrink."""
-    if settings["backend"] != "gpu" or settings["scheduler"]:
-        return False
-    from scrna.resources.gpu_pool import memory_kind
-
-    return memory_kind(settings["config"]["gpu"]["memory"]) == "pool"
-
-
-def _drop() -> None:
-    """Hold nothing that an earlier step left."""
-    if "scrna.data.matrix" in sys.modules:
-        from scrna.data import row_blocks
-        from scrna.resources import kept_matrices
-        from scrna.warm_process import free_memory
-
-        row_blocks.end_cluster()
-        kept_matrices.stop()
-        kept_matrices.start()
-        free_memory()
 
 
 if __name__ == "__main__":

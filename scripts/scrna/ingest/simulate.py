@@ -10,7 +10,6 @@ pseudotime 0.5, ``type_3`` and ``type_4`` the ends of the branches ``a`` and ``b
 types make an unbranched path; one type, and every type after the fourth, is an island.
 """
 
-import json
 import os
 from collections import deque
 from collections.abc import Iterator
@@ -19,17 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from scrna.atomic import replacing
-from scrna.data.encodings import encoding
 from scrna.errors import UserError
+from scrna.ingest.h5ad_writer import write_h5ad
 from scrna.progress import Progress
-from scrna.provenance import provenance
 
 BOUNDS = {
     "n_obs": (1, 100_000_000),
@@ -67,8 +63,6 @@ _NEIGHBOURS = ((1,), (0, 2, 3), (1,), (1,))  # of the types on the trajectory
 # Other values of these two make other counts.
 _BLOCK = 1024  # cells with a seed of their own
 _DENSE = 2**21  # cells × genes that a thread holds dense
-_CHUNK = 2**18  # entries of an HDF5 chunk, 1 MB
-_CHUNK_CACHE = 2**26  # bytes: a chunk that is filled by several blocks is written once
 
 
 class _Cells(NamedTuple):
@@ -199,29 +193,10 @@ class Simulation:
         -------
         The number of non-zero counts.
         """
-        with replacing(path) as temporary:
-            AnnData(obs=self.obs, var=self.var, uns=self._uns()).write_h5ad(temporary)
-            with h5py.File(temporary, "r+", rdcc_nbytes=_CHUNK_CACHE) as file:
-                file.attrs["provenance"] = json.dumps(provenance())
-                return self._write_counts(file.create_group("X"), threads)
-
-    def _write_counts(self, group: h5py.Group, threads: int | None) -> int:
-        """Append block after block to a CSR matrix as AnnData encodes it."""
-        group.attrs.update(encoding("csr_matrix", shape=(self.n_obs, self.n_vars)))
-        for name in ("data", "indices"):
-            group.create_dataset(name, (0,), dtype=np.int32, chunks=(_CHUNK,), maxshape=(None,))
-        indptr = np.zeros(self.n_obs + 1, dtype=np.int64)
-        row = end = 0
+        truth = AnnData(obs=self.obs, var=self.var, uns=self._uns())
         with Progress("simulate", total=self.n_obs, unit="cells") as progress:
-            for X, obs in self.blocks(threads=threads):
-                indptr[row + 1 : row + 1 + len(obs)] = end + X.indptr[1:].astype(np.int64)
-                for name in ("data", "indices"):
-                    group[name].resize(end + X.nnz, axis=0)
-                    group[name][end:] = getattr(X, name)
-                row, end = row + len(obs), end + X.nnz
-                progress.update(len(obs))
-        group.create_dataset("indptr", data=indptr)
-        return end
+            counts = (X for X, _ in self.blocks(threads=threads))
+            return write_h5ad(path, truth, counts, progress)
 
     def _uns(self) -> dict:
         return {"simulation": dict(self.parameters)}

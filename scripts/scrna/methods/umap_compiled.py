@@ -4,9 +4,17 @@ It uses both libraries' private parts, so that nothing but time is lost where th
 The first neighbors and UMAP of a process take 0.9 s of processor time, without this 10 to 12.
 """
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+#: UMAP's own functions that are compiled when they are first called; nothing public keeps them.
+_COMPILED = (
+    ("umap.umap_", "smooth_knn_dist"),
+    ("umap.umap_", "compute_membership_strengths"),
+    ("umap.layouts", "_nb_optimize_layout_euclidean_single_epoch"),
+)
 
 
 def import_umap() -> None:
@@ -19,13 +27,9 @@ def import_umap() -> None:
     """
     with _keeping_what_has_a_signature(), warnings.catch_warnings():
         warnings.simplefilter("ignore", ImportWarning)  # of what UMAP can also do, and not here
-        from umap import layouts, umap_
-    for module, name in (
-        (umap_, "smooth_knn_dist"),
-        (umap_, "compute_membership_strengths"),
-        (layouts, "_nb_optimize_layout_euclidean_single_epoch"),
-    ):
-        function = getattr(module, name, None)  # where another version has it not, it is compiled
+        import umap  # noqa: F401 - with its modules
+    for module, name in _COMPILED:  # what another version has not is compiled in each process
+        function = getattr(sys.modules.get(module), name, None)
         if hasattr(function, "enable_caching"):  # not where NUMBA_DISABLE_JIT leaves it to Python
             function.enable_caching()
 

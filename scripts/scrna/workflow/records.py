@@ -8,6 +8,7 @@ it again, when it is asked for.
 """
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,7 +17,8 @@ from typing import Any
 
 from scrna.errors import UserError
 from scrna.provenance import plain
-from scrna.workflow.stale import Place, places
+from scrna.workflow.snakemake_internals import Place, Records, open_records
+from scrna.workflow.stale import places
 
 _ADVICE = (
     "If these results were moved, bring .snakemake/metadata along from where they were made; "
@@ -46,21 +48,21 @@ def mark_unknown(workflow: Any, datasets: Iterable[str]) -> list[str]:
     there = places(workflow, datasets)
     if not there:
         return []
-    records = Records(workflow)
+    records = open_records(workflow)
     kept, again = [], defaultdict(list)
     for place in there:
         files = [file for file in place.outputs if Path(file).exists()]
-        unknown = [file for file in files if not records.has(file)]
-        why = _changed_source(place) or records.lost_input(files)
+        unknown = [file for file in files if records.read(file) is None]
+        why = _changed_source(place) or _lost_input(records, files)
         if unknown and not why:
-            if place.rule.name == "download":  # a person may have put the file there
+            if place.rule == "download":  # a person may have put the file there
                 kept += unknown
                 continue
             why = difference(place)
         # all of them, so no generator: any() would stop at the first
-        written = [records.write_unknown(place.rule.name, file, why) for file in files if why]
+        written = [_mark(records, place, file, why) for file in files if why]
         if any(written):
-            again[place.wildcards["dataset"], why].append(place.rule.name)
+            again[place.wildcards["dataset"], why].append(place.rule)
     lines = [f"{file}: nothing says where it came from; it is used as it is" for file in kept]
     for (name, why), rules in again.items():
         lines.append(f"{name}: {', '.join(sorted(rules))}: {why}; made again when asked for")
@@ -84,7 +86,9 @@ def difference(place: Place) -> str | None:
     made = _provenance(place)
     if made is None:
         return "no record says how it was made"
-    params = dict(place.rule.params.items())
+    params = place.params
+    if not params:  # a Snakemake that does not say them
+        return None
     wildcards = SimpleNamespace(**place.wildcards)
     settings = params["settings"](wildcards)
     was = made.get("parameters", {}) | {"backend": made.get("backend")}
@@ -100,65 +104,52 @@ def difference(place: Place) -> str | None:
     return None
 
 
-class Records:
-    """What Snakemake keeps of results, looked at before it opens it itself."""
+def _lost_input(records: Records, files: Iterable[str]) -> str | None:
+    """Find a result that files were made from and that is gone, with its record.
 
-    def __init__(self, workflow: Any):
-        from snakemake.settings.enums import PersistenceBackend
+    Snakemake removes both where a step fails. A file that a person removed keeps its record.
+    """
+    for file in files:
+        record = records.read(file)
+        for name in (record and record.input) or []:
+            is_result = name.startswith("results/")
+            if is_result and not Path(name).exists() and records.read(name) is None:
+                return f"made from {name}, which a later run could not make again"
+    return None
 
-        asked = workflow.workflow_settings
-        if asked.persistence_backend == PersistenceBackend.DB:
-            from snakemake.persistence.db import DbPersistence
 
-            url = asked.persistence_backend_db_url
-            self._kept = DbPersistence(**({"db_url": url} if url else {}))
-        else:
-            from snakemake.persistence.file import FilePersistence
+def _mark(records: Records, place: Place, file: str, why: str) -> bool:
+    """Have Snakemake make a file again; return whether it was not marked so before.
 
-            self._kept = FilePersistence()
-
-    def has(self, file: str) -> bool:
-        """Return whether there is a record of a file."""
-        from snakemake.io import IOFile
-
-        return self._kept.metadata(IOFile(file)) is not None
-
-    def lost_input(self, files: Iterable[str]) -> str | None:
-        """Find a result that files were made from and that is gone, with its record.
-
-        Snakemake removes both where a step fails. A file that a person removed keeps its record.
-        """
-        from snakemake.io import IOFile
-
-        for file in files:
-            record = self._kept.metadata(IOFile(file))
-            for name in (record and record.input) or []:
-                is_result = name.startswith("results/")
-                if is_result and not Path(name).exists() and not self.has(name):
-                    return f"made from {name}, which a later run could not make again"
-        return None
-
-    def write_unknown(self, rule: str, file: str, why: str) -> bool:
-        """Write a record whose parameters are like none; return whether there was another."""
-        from snakemake.io import IOFile
-        from snakemake.persistence import RECORD_FORMAT_VERSION, MetadataRecord
-
-        params = [f"unknown ({why})"]
-        record = self._kept.metadata(IOFile(file))
-        if record is not None and record.params == params:
-            return False
-        record = MetadataRecord(
-            rule=rule, params=params, record_format_version=RECORD_FORMAT_VERSION, incomplete=False
-        )
-        try:
-            self._kept._write_record(file, record)
-        except (OSError, AttributeError, TypeError) as error:
+    Its record gets parameters like none. Where this Snakemake writes its records in another way,
+    the file is made older than what it was made from, which Snakemake sees as well.
+    """
+    params = [f"unknown ({why})"]
+    record = records.read(file)
+    if record is not None and record.params == params:
+        return False
+    try:
+        records.write(place.rule, file, params)
+    except (OSError, AttributeError, ImportError, TypeError) as error:
+        if isinstance(error, OSError) or not _make_older(place, file):
             msg = (
                 f"{file}: {why}, and that cannot be written into .snakemake/metadata ({error}). "
                 "Remove the file, or bring the folder .snakemake from where it was made"
             )
             raise UserError(msg) from error
-        return True
+    return True
+
+
+def _make_older(place: Place, file: str) -> bool:
+    """Make a file older than its inputs; return whether it has any, so that this has an effect."""
+    inputs = [path for path in map(Path, place.inputs()) if path.exists()]
+    if not inputs:
+        return False
+    time = min(path.stat().st_mtime for path in inputs) - 10
+    for path in (Path(file), Path(file, ".snakemake_timestamp")):
+        if path.exists():
+            os.utime(path, (time, time))
+    return True
 
 
 def _provenance(place: Place) -> dict[str, Any] | None:
@@ -169,7 +160,7 @@ def _provenance(place: Place) -> dict[str, Any] | None:
 
     for path in map(Path, place.outputs):
         try:
-            if place.rule.name == "simulate":  # an h5ad with an attribute of its own
+            if place.rule == "simulate":  # an h5ad with an attribute of its own
                 with h5py.File(path, "r") as file:
                     return json.loads(file.attrs["provenance"])
             if path.suffix == ".h5":
@@ -196,7 +187,7 @@ def _other_input(made: dict[str, Any], name: str, files: Any) -> str | None:
 def _changed_source(place: Place) -> str | None:
     """Find a source that was replaced. Snakemake does not see it where the new file is older."""
     summary = Path(place.outputs[-1])
-    if place.rule.name != "convert" or not summary.exists():
+    if place.rule != "convert" or not summary.exists():
         return None
     try:
         was = {Path(f["path"]).name: f["bytes"] for f in json.loads(summary.read_text())["source"]}

@@ -8,14 +8,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from snakemake.common.tbdstring import TBDString
-
 from scrna.code_digest import code_digest
 from scrna.config import datasets as config_datasets
 from scrna.config.datasets import Source
 from scrna.config.step_parameters import of_step
 from scrna.resources.estimates import memory_mb
 from scrna.workflow.named_in_data import named_in_data
+from scrna.workflow.snakemake_internals import not_known_yet
 
 
 class RuleParams:
@@ -64,7 +63,7 @@ class RuleParams:
         def of(wildcards: Any, attempt: int) -> Any:
             summary = Path("results", wildcards.dataset, "counts.json")
             if not summary.exists():
-                return TBDString()  # asked again once the counts are converted
+                return not_known_yet()  # asked again once the counts are converted
             dataset = self.datasets[wildcards.dataset]
             is_dense = dataset["pca"]["scale"] or dataset["pca"]["regress_out"]
             dense_genes = dataset["hvg"]["n_top_genes"] if is_dense else 0

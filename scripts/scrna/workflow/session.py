@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from snakemake.logging import logger
-from snakemake.settings.types import DeploymentMethod
 
 from scrna.config import datasets, settings
 from scrna.config.source_address import set_credentials_aside
@@ -59,11 +58,11 @@ class Session:
         config: dict[str, Any],
         config_files: Sequence[tuple[str, dict[str, Any]]],
     ):
-        self.workflow, self.is_main = workflow, workflow.is_main_process
+        self.workflow, self.is_main = workflow, snakemake_internals.is_main(workflow)
         stale.check_hooks(workflow)
         if self.is_main:
             check_writable()
-        lines = []
+        lines = [snakemake_internals.version_line()]
         if config.get("run") == "auto":
             config["run"], line = decided("run", lambda: _picked(config), is_main=self.is_main)
             lines.append(line)
@@ -72,7 +71,7 @@ class Session:
         self.scheduler = self.config["dask"]["scheduler"]
         # With --jobs the jobs, and with a scheduler the steps, run on other machines.
         self.is_elsewhere = bool(
-            workflow.resource_settings.nodes is not None or self.scheduler is not None
+            snakemake_internals.has_nodes(workflow) or self.scheduler is not None
         )
         self.backend, line = decided("backend", self._resolve_backend, is_main=self.is_main)
         settings.check(self.config | {"backend": self.backend})
@@ -101,7 +100,7 @@ class Session:
     @property
     def cores(self) -> int:
         """The cores of the run; in a job's process those of the job."""
-        return self.workflow.cores or 1
+        return snakemake_internals.cores(self.workflow) or 1
 
     @property
     def threads(self) -> int:
@@ -129,7 +128,7 @@ class Session:
 
         Snakemake would otherwise write all of it, with the pins, into the metadata of every output.
         """
-        wanted = DeploymentMethod.CONDA in self.workflow.deployment_settings.deployment_method
+        wanted = snakemake_internals.uses_conda(self.workflow)
         return f"../envs/{self.backend}.yaml" if wanted else None
 
     # --------------------------------------------------------------------------- before and after
@@ -153,12 +152,12 @@ class Session:
             If the directory is taken, or the worker or the cluster cannot be had.
         """
         self._began = time.time()
-        if not self.workflow.non_local_exec:
-            snakemake_internals.lift_rate_limit(self.workflow.scheduler)
+        if not snakemake_internals.runs_elsewhere(self.workflow):
+            snakemake_internals.lift_rate_limit(self.workflow)
         self._lock = directory_lock(os.getcwd())
         due, may_start = self._steps_for_worker()
         if self.scheduler:
-            from scrna.engine.dask_check import check_scheduler
+            from scrna.dask_cluster.check import check_scheduler
 
             logger.info(check_scheduler(self.scheduler, self.backend))
         if due:
@@ -180,15 +179,15 @@ class Session:
         logs
             Snakemake's logs of a run that failed; None where it did not.
         """
-        finished = summary.steps_among(self.workflow.dag.finished_jobs)
+        finished = snakemake_internals.finished_jobs(self.workflow)
         if logs is not None:
-            failed = getattr(self.workflow.scheduler, "failed", [])
-            left = [job for job in self.workflow.dag.needrun_jobs() if job not in failed]
+            failed = snakemake_internals.failed_jobs(self.workflow)
+            left = [j for j in snakemake_internals.due_jobs(self.workflow) if j not in failed]
             text = "".join(Path(log).read_text(errors="replace") for log in logs)
-            of_run = [summary.steps_among(jobs) for jobs in (failed, left)]
-            if said := summary.failure_lines(*of_run, text, since=self._began - 2):
+            if said := summary.failure_lines(failed, left, text, since=self._began - 2):
                 logger.error("\n".join(said))
-        if not self.workflow.touch and (lines := summary.usage_lines(finished)):
+        is_touch = snakemake_internals.is_touch(self.workflow)
+        if not is_touch and (lines := summary.usage_lines(finished)):
             logger.info("\n".join(["", *lines, ""]))
         done = {job.label for job in finished}
         for name in self.datasets:
@@ -221,10 +220,10 @@ class Session:
         Where a start does not pay, a worker that is there is used.
         """
         asked = self.config["worker"]
-        jobs = [job.rule.name for job in self.workflow.dag.needrun_jobs()]
+        jobs = [job.rule for job in snakemake_internals.due_jobs(self.workflow)]
         due = [step for step in using("backend") if step in jobs]
-        is_away = self.workflow.non_local_exec or self.environment()
-        if self.workflow.touch or (asked == "none" and not self.scheduler):
+        is_away = snakemake_internals.runs_elsewhere(self.workflow) or self.environment()
+        if snakemake_internals.is_touch(self.workflow) or (asked == "none" and not self.scheduler):
             return [], False
         if due and is_away and asked == "warm" and not self.scheduler:
             message = (

@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
@@ -21,34 +20,12 @@ import psutil
 
 from scrna.errors import UserError
 from scrna.processes import process_start
+from scrna.workflow import snakemake_internals
+from scrna.workflow.job import Job
+from scrna.workflow.snakemake_internals import Place
 
 
-@dataclass(frozen=True)
-class Made:
-    """What a rule makes at one place.
-
-    Parameters
-    ----------
-    rule
-        The rule's name.
-    place
-        Its wildcards: dataset, and representation where there is one.
-    outputs, inputs
-        Paths as Snakemake has them, relative to the working directory.
-    """
-
-    rule: str
-    place: tuple[str, ...]
-    outputs: frozenset[str]
-    inputs: frozenset[str]
-
-    @property
-    def dataset(self) -> str:
-        """The dataset that it belongs to."""
-        return self.place[0]
-
-
-def following(due: Iterable[Made], there: Iterable[Made], kept: Iterable[Made] = ()) -> list[Made]:
+def following(due: Iterable[Job], there: Iterable[Job], kept: Iterable[Job] = ()) -> list[Job]:
     """Find what follows from the jobs of a run, in the order in which it may be removed.
 
     Parameters
@@ -94,7 +71,7 @@ def clear(workflow: Any, datasets: Iterable[str], *, is_elsewhere: bool) -> list
     -------
     Lines that say what was removed and why.
     """
-    if workflow.touch or not workflow.is_main_process:
+    if snakemake_internals.is_touch(workflow) or not snakemake_internals.is_main(workflow):
         return []
     datasets = list(datasets)
     if not is_elsewhere:
@@ -105,7 +82,8 @@ def clear(workflow: Any, datasets: Iterable[str], *, is_elsewhere: bool) -> list
 def check_hooks(workflow: Any) -> None:
     """Refuse ``--no-hooks``, with which Snakemake would leave out what happens before a run."""
     # Snakemake sets the option on its object only after it has read the Snakefile.
-    if workflow.is_main_process and any(arg.startswith("--no-ho") for arg in sys.argv):
+    is_main = snakemake_internals.is_main(workflow)
+    if is_main and any(arg.startswith("--no-ho") for arg in sys.argv):
         msg = (
             "--no-hooks: this workflow needs its hooks, which keep a second run out of the "
             "directory and remove results that no longer hold. Leave the option away"
@@ -127,43 +105,18 @@ def remove_followers(workflow: Any, datasets: Iterable[str]) -> list[str]:
     -------
     Lines that say what was removed and why.
     """
-    jobs = [job for job in workflow.dag.jobs if job.output]
-    due = {job for job in workflow.dag.needrun_jobs() if job.output}
-    there = made_by_rules(workflow, datasets)
-    standing = [_made(job) for job in jobs if job not in due]
+    due = [job for job in snakemake_internals.due_jobs(workflow) if job.outputs]
+    standing = snakemake_internals.standing_jobs(workflow)
     removed = Counter()
-    for made in following(map(_made, due), there, standing):
-        files = [file for file in sorted(made.outputs) if file.startswith("results/")]
-        removed[made.dataset] += sum(map(remove, files))
+    for job in following(due, made_by_rules(workflow, datasets), standing):
+        files = [file for file in sorted(job.outputs) if file.startswith("results/")]
+        removed[job.dataset] += sum(map(remove, files))
     return [
-        f"{name}: {_first(workflow.dag, due, name)} made again; {count} earlier "
+        f"{name}: {_first(due, name)} made again; {count} earlier "
         f"{'result was' if count == 1 else 'results were'} removed, so that none is taken for new"
         for name, count in sorted(removed.items())
         if count
     ]
-
-
-@dataclass(frozen=True)
-class Place:
-    """A rule of Snakemake's at one place, of which there is something.
-
-    Parameters
-    ----------
-    rule
-        Snakemake's rule.
-    wildcards
-        The values of its wildcards.
-    outputs
-        All its outputs, there or not.
-    """
-
-    rule: Any
-    wildcards: dict[str, str]
-    outputs: list[str]
-
-    def inputs(self) -> Any:
-        """Return its input files as the config is now; ``items()`` of it has them by name."""
-        return self.rule.expand_input(self.wildcards)[0]
 
 
 def places(workflow: Any, datasets: Iterable[str]) -> list[Place]:
@@ -179,30 +132,22 @@ def places(workflow: Any, datasets: Iterable[str]) -> list[Place]:
     patterns = [("results", f"{name}/{depth}") for name in datasets for depth in ("*", "*/*")]
     patterns += [("resources", f"{name}.*") for name in datasets]
     files = [str(path) for folder, pattern in patterns for path in Path(folder).glob(pattern)]
-    rules = [rule for rule in workflow.rules if rule.output]
-    found = {}
-    for rule, file in ((rule, file) for file in files for rule in rules if rule.is_producer(file)):
-        wildcards = rule.get_wildcards(file)
-        outputs = [str(output.apply_wildcards(wildcards)) for output in rule.output]
-        found.setdefault((rule.name, *outputs), Place(rule, wildcards, outputs))
-    return [*found.values()]
+    return snakemake_internals.places(workflow, files)
 
 
-def made_by_rules(workflow: Any, datasets: Iterable[str]) -> list[Made]:
+def made_by_rules(workflow: Any, datasets: Iterable[str]) -> list[Job]:
     """List what there is of datasets and what it is made from.
 
     The inputs of a file are those of its rule as the config is now, and those that Snakemake
     recorded when it was made: one that is no longer asked for was used all the same.
     """
-    from snakemake.io import IOFile
-
     found = []
     for place in places(workflow, datasets):
         inputs = set(map(str, place.inputs()))
         for output in place.outputs:
-            inputs |= set(workflow.persistence.input(IOFile(output)) or [])
+            inputs |= snakemake_internals.recorded_inputs(workflow, output)
         where = tuple(place.wildcards.values())
-        found.append(Made(place.rule.name, where, frozenset(place.outputs), frozenset(inputs)))
+        found.append(Job(place.rule, where, frozenset(place.outputs), frozenset(inputs)))
     return found
 
 
@@ -270,20 +215,12 @@ def _is_being_written(path: Path) -> bool:
         return False
 
 
-def _made(job: Any) -> Made:
-    return Made(
-        job.rule.name,
-        tuple(job.wildcards_dict.values()),
-        frozenset(map(str, job.output)),
-        frozenset(map(str, job.input)),
-    )
-
-
-def _first(dag: Any, due: Iterable[Any], dataset: str) -> str:
+def _first(due: Iterable[Job], dataset: str) -> str:
     """Name the steps of a dataset that are due and follow from no other that is."""
-    of_dataset = [job for job in due if job.wildcards_dict.get("dataset") == dataset]
-    first = [job for job in of_dataset if not set(dag.job_dependencies(job)) & set(due)]
-    names = " and ".join(sorted({job.rule.name for job in first or of_dataset}))
+    files = {file for job in due for file in job.outputs}
+    of_dataset = [job for job in due if job.dataset == dataset]
+    first = [job for job in of_dataset if not job.inputs & files]
+    names = " and ".join(sorted({job.rule for job in first or of_dataset}))
     if not names:  # another dataset's file is its source
         return "its source is"
     if len(first) < len(of_dataset):

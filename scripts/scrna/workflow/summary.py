@@ -7,11 +7,11 @@ it in words. An error that the user can mend (`scrna.errors.UserError`) says all
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from scrna.data.benchmarks import Usage, table, usage_of
 from scrna.steps import MATRIX_STEPS
+from scrna.workflow.job import Job
+from scrna.workflow.snakemake_internals import how_it_ended
 
 #: Lines of a log that are shown where it has no error.
 _LAST_LINES = 5
@@ -46,26 +46,6 @@ _LESS_MEMORY = "Close other programs, and run one step at a time (--cores 1)"
 
 
 @dataclass(frozen=True)
-class Job:
-    """A step of this run, with the files that tell of it.
-
-    Parameters
-    ----------
-    rule
-        Its rule.
-    label
-        The rule and what it was for: ``umap pbmc3k/pca``.
-    log, benchmark
-        Its files; None for a rule without.
-    """
-
-    rule: str
-    label: str
-    log: Path | None = None
-    benchmark: Path | None = None
-
-
-@dataclass(frozen=True)
 class Failure:
     """Why a step failed.
 
@@ -82,20 +62,6 @@ class Failure:
     job: Job
     said: str
     cause: str
-
-
-def steps_among(jobs: Iterable[Any]) -> list[Job]:
-    """List the steps among jobs of Snakemake's: groups taken apart, the target rule left out."""
-    found = []
-    for job in (one for group in jobs for one in (group.jobs if group.is_group() else [group])):
-        name = job.rule.name
-        files = [
-            Path(file) if file else None for file in (next(iter(job.log), None), job.benchmark)
-        ]
-        if name != "all":
-            label = f"{name} {'/'.join(map(str, job.wildcards))}".strip()
-            found.append(Job(name, label, *files))
-    return found
 
 
 def failure(job: Job, snakemake_log: str = "", *, since: float = 0) -> Failure:
@@ -120,7 +86,7 @@ def failure(job: Job, snakemake_log: str = "", *, since: float = 0) -> Failure:
     errors = _errors(text)
     if not errors:
         said = "\n".join(text.rstrip().splitlines()[-_LAST_LINES:])
-        ended = _how_it_ended(job, snakemake_log)
+        ended = how_it_ended(job, snakemake_log)
         return Failure(job, said, _first(_ENDS, ended) or _first(_SIGNS, said) or "unknown")
     said = "\n".join(errors)
     cause = _first({key: _SIGNS[key] for key in ("stopped", "worker")}, said)
@@ -252,24 +218,6 @@ def _errors(text: str) -> list[str]:
         (match[1], text[match.end() : end].strip()) for match, end in zip(starts, ends, strict=True)
     ]
     return [said for level, said in records if level == "ERROR" and not said.startswith(_TRACEBACK)]
-
-
-def _how_it_ended(job: Job, snakemake_log: str) -> str:
-    """Find what Snakemake's log says of a failed step's end.
-
-    That is the block ``Error in rule``, where a cluster's executor gives its reason, and the line
-    before about the script's process, which is named as the script.
-    """
-    blocks = re.findall(
-        rf"^Error in rule {re.escape(job.rule)}:\n((?: {{4}}.*\n?)*)", snakemake_log, re.MULTILINE
-    )
-    own = [block for block in blocks if job.log is None or f"log: {job.log} " in block]
-    ends = re.findall(
-        rf"^Command .*\.{re.escape(job.rule)}\.py.*(?:died with|returned).*$",
-        snakemake_log,
-        re.MULTILINE,
-    )
-    return "\n".join([*own, *ends])
 
 
 def _first(signs: dict[str, str], text: str) -> str | None:

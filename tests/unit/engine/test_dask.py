@@ -4,14 +4,17 @@ import json
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from scrna.dask_cluster import check as dask_check
+from scrna.dask_cluster import tasks
 from scrna.data import step_files
-from scrna.engine import dask_check, dask_tasks
 from scrna.errors import UserError
 from scrna.processes import process_start
 from tests.unit.engine.toys import (
@@ -188,11 +191,11 @@ def test_a_workers_matrix_is_kept_for_the_next_step_and_no_longer(attached, exis
     assert "kept before: True" in attached.run(HOLDS).log
 
     def shorter() -> None:
-        from scrna.engine import dask_tasks
+        from scrna.dask_cluster import tasks
 
-        dask_tasks._KEPT = 0.2
+        tasks._KEPT = 0.2
 
-    with dask_tasks.connected(existing.file) as client:
+    with tasks.connected(existing.file) as client:
         client.run(shorter)
     assert attached.run(HOLDS).code == 0
     body = f"""
@@ -201,3 +204,23 @@ def test_a_workers_matrix_is_kept_for_the_next_step_and_no_longer(attached, exis
     {PID}
     """
     eventually(lambda: "kept: False" in attached.run(body).log, 20)
+
+
+@pytest.mark.parametrize(
+    ("state", "wanted"), [("executing", True), ("long-running", True), ("released", False)]
+)
+def test_whether_a_step_is_wanted_is_what_its_worker_knows(state, wanted):
+    task = SimpleNamespace(state=state)
+    worker = SimpleNamespace(state=SimpleNamespace(tasks={"a step": task}))
+    assert tasks._is_wanted(worker, "a step") is wanted
+    assert not tasks._is_wanted(worker, "one that was cancelled")
+
+
+def test_where_a_worker_does_not_know_it_a_step_runs_to_its_end():
+    """Dask has no public way to ask; where its worker is another, a step is not stopped."""
+    worker = SimpleNamespace()
+    assert tasks._is_wanted(worker, "a step")
+    running = ThreadPoolExecutor().submit(time.sleep, 0.3)
+    eventually(running.running, 5)
+    tasks._stop(worker, running)
+    assert running.done()

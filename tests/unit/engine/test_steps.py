@@ -18,7 +18,6 @@ from tests.unit.engine.toys import (
     FOREVER,
     PID,
     SAYS,
-    SCRIPTS,
     Ended,
     Toys,
     eventually,
@@ -253,7 +252,7 @@ def test_a_run_whose_engine_is_gone_says_so(cold, tmp_path):
 
 def test_a_step_that_the_worker_cannot_take_says_so(engine, tmp_path):
     job = {"settings": {}}
-    request = {"scripts": str(SCRIPTS), "script": "toy.py", "function": "toy", "job": job}
+    request = {"script": "toy.py", "function": "toy", "job": job}
     with pytest.raises(UserError, match="could not take this step: KeyError: 'directory'; its log"):
         client._ask(str(engine.path), request, is_light=False)
 

@@ -72,3 +72,11 @@ def test_where_a_private_function_is_gone_umap_is_imported_all_the_same(monkeypa
     layouts = sys.modules["umap.layouts"]
     monkeypatch.delattr(layouts, "_nb_optimize_layout_euclidean_single_epoch")
     umap_compiled.import_umap()
+
+
+def test_where_its_modules_lie_elsewhere_umap_is_imported_all_the_same(monkeypatch):
+    umap_compiled.import_umap()
+    for module in {module for module, _ in umap_compiled._COMPILED}:
+        monkeypatch.delitem(sys.modules, module)
+    umap_compiled.import_umap()
+    assert all(module not in sys.modules for module, _ in umap_compiled._COMPILED)

@@ -48,6 +48,6 @@ def test_the_science_knows_neither_the_engine_nor_the_workflow(graph):
         (one, other)
         for one, other in graph.edges
         if layers.layer_of(one) in layers.SCIENCE
-        and layers.layer_of(other) in ("step", "engine", "workflow")
+        and layers.layer_of(other) in ("step", "dask_cluster", "engine", "workflow")
     ]
     assert wrong == []

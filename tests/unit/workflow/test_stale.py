@@ -7,11 +7,11 @@ import pytest
 
 from scrna.errors import UserError
 from scrna.workflow import stale
-from scrna.workflow.stale import Made
+from scrna.workflow.job import Job
 
 
-def made(name: str, *inputs: str) -> Made:
-    return Made(name, ("toy",), frozenset([name, f"{name}.csv"]), frozenset(inputs))
+def made(name: str, *inputs: str) -> Job:
+    return Job(name, ("toy",), frozenset([name, f"{name}.csv"]), frozenset(inputs))
 
 
 A, B, C = made("a"), made("b", "a"), made("c", "b.csv", "a")

@@ -12,8 +12,9 @@ from scrna.errors import UserError
 from scrna.log import log, send_logs, start_logging
 from scrna.step import step
 from scrna.workflow import summary
+from scrna.workflow.job import Job
 from scrna.workflow.rule import report
-from scrna.workflow.summary import Job, advice, failure, failure_lines, usage_lines
+from scrna.workflow.summary import advice, failure, failure_lines, usage_lines
 from tests.unit.steps import reseal
 
 
@@ -21,9 +22,8 @@ from tests.unit.steps import reseal
 def job(tmp_path) -> Job:
     folder = tmp_path / "logs/toy/pca"
     folder.mkdir(parents=True)
-    return Job(
-        "umap", "umap toy/pca", folder / "umap.log", tmp_path / "benchmarks/toy/pca/umap.tsv"
-    )
+    files = {"log": folder / "umap.log", "benchmark": tmp_path / "benchmarks/toy/pca/umap.tsv"}
+    return Job("umap", ("toy", "pca"), **files)
 
 
 def fail(job: Job, error: Exception) -> None:
@@ -107,7 +107,7 @@ def test_the_cause_of_an_end_without_a_word(job, how, cause):
     found = failure(job, ended(job, how))
     assert found.cause == cause
     assert found.said.endswith("INFO 200 cells")
-    other = Job("tsne", "tsne toy/pca", job.log.with_name("tsne.log"))
+    other = Job("tsne", ("toy", "pca"), log=job.log.with_name("tsne.log"))
     assert failure(other, ended(job, how)).cause == "unknown"  # it is another step's end
 
 
@@ -118,7 +118,7 @@ def test_what_a_cluster_says_of_a_job(job, state, cause):
     said = f"SLURM-job '7' failed, SLURM status is: '{state}'."
     text = ended(job, "was sent", said)
     assert failure(job, text).cause == cause
-    assert failure(Job("umap", "umap toy/harmony", job.log.with_name("b.log")), text).cause == (
+    assert failure(Job("umap", ("toy", "harmony"), log=job.log.with_name("b.log")), text).cause == (
         "unknown"
     )
 
@@ -139,10 +139,10 @@ def test_advice_names_blocks_where_a_step_can_work_in_them():
 
 def test_lines_of_what_failed_and_what_is_left(job):
     fail(job, UserError("toy: no cell is left.\nLower filter.min_genes"))
-    stopped = Job("tsne", "tsne toy/pca", job.log.with_name("tsne.log"))
+    stopped = Job("tsne", ("toy", "pca"), log=job.log.with_name("tsne.log"))
     fail(stopped, RuntimeError("x"))
     stopped.log.write_text("2026-11-21 14:01:24,035 ERROR stopped by Ctrl-C\n")
-    left = [Job("final", f"final toy{i}") for i in range(7)]
+    left = [Job("final", (f"toy{i}",)) for i in range(7)]
     assert failure_lines([stopped, job], left) == [
         "",
         "umap toy/pca failed:",
@@ -222,10 +222,10 @@ def test_a_step_too_short_to_be_looked_at(job, rss):
 
 def test_benchmarks_that_cannot_be_read_are_passed_over(job):
     benchmark(job, 2)
-    broken = Job("a", "a toy", None, job.benchmark.with_name("a.tsv"))
+    broken = Job("a", ("toy",), benchmark=job.benchmark.with_name("a.tsv"))
     broken.benchmark.write_text("")
-    missing = Job("b", "b toy", None, job.benchmark.with_name("b.tsv"))
-    lines = usage_lines([broken, job, missing, Job("c", "c")])
+    missing = Job("b", ("toy",), benchmark=job.benchmark.with_name("b.tsv"))
+    lines = usage_lines([broken, job, missing, Job("c")])
     assert [line.split()[0] for line in lines] == ["step", "umap", "sum,"]
     assert usage_lines([]) == []
 

@@ -17,8 +17,9 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
-from scrna.engine import protocol
-from scrna.errors import UserError
+from scrna.code_digest import SCRIPTS
+from scrna.dask_cluster import scheduler_of
+from scrna.errors import UserError, worker_died
 
 _CONNECT = 10.0  # seconds to reach a scheduler
 _POLL = 0.25  # seconds between looks whether a step is still wanted
@@ -91,8 +92,8 @@ def submit(client, request: dict[str, Any], emit: Callable[[dict], None]) -> dic
     """
     from distributed import KilledWorker
 
-    its_log = f"that of the workers of {protocol.scheduler_of(request['job']['config'])}"
-    client.run(prepare(), request["scripts"])  # workers may have come since the last step
+    its_log = f"that of the workers of {scheduler_of(request['job']['config'])}"
+    client.run(prepare(), str(SCRIPTS))  # workers may have come since the last step
     topic = f"scrna-step-{uuid.uuid4().hex}"
     heard = threading.Semaphore(0)
 
@@ -108,12 +109,12 @@ def submit(client, request: dict[str, Any], emit: Callable[[dict], None]) -> dic
     client.subscribe_topic(topic, hear)
     folder = Path(request["directory"], ".snakemake")
     with tempfile.NamedTemporaryFile(prefix=".claim-", dir=folder, delete=False) as claim:
-        about = request | {"topic": topic, "claim": claim.name}
+        about = request | {"scripts": str(SCRIPTS), "topic": topic, "claim": claim.name}
     future = client.submit(_entry(), about, key=topic, pure=False, **where)
     try:
         outcome = future.result()
     except KilledWorker:
-        raise UserError(protocol.died(its_log)) from None
+        raise worker_died(its_log) from None
     except CancelledError:
         msg = f"the connection to the worker's cluster was lost; its log: {its_log}"
         raise UserError(msg) from None
@@ -122,7 +123,7 @@ def submit(client, request: dict[str, Any], emit: Callable[[dict], None]) -> dic
             future.cancel()
         Path(claim.name).unlink(missing_ok=True)
     if outcome["is_again"]:
-        raise UserError(protocol.died(its_log))
+        raise worker_died(its_log)
     for _ in range(outcome["records"]):  # the log travels beside the result
         heard.acquire(timeout=10)
     client.unsubscribe_topic(topic)
@@ -138,9 +139,9 @@ def _entry() -> Callable[[dict], dict]:
 
     def enter(request: dict) -> dict:
         put_on_path(request["scripts"])
-        from scrna.engine import dask_tasks
+        from scrna.dask_cluster import tasks
 
-        return dask_tasks.perform(request)
+        return tasks.perform(request)
 
     return enter
 
@@ -158,8 +159,8 @@ def perform(request: dict[str, Any]) -> dict[str, Any]:
     Parameters
     ----------
     request
-        As `submit` has it, and topic (the task's key, and where the log goes) and claim (a file
-        that the first try removes).
+        As `submit` has it, and scripts (their folder), topic (the task's key, and where the log
+        goes) and claim (a file that the first try removes).
 
     Returns
     -------
@@ -225,7 +226,7 @@ def _stop(worker, running: Future) -> None:
     """Stop a step that nobody waits for: a Python function ends with its process alone."""
     if running.cancel():  # it has not begun
         return
-    if worker.nanny is None:
+    if getattr(worker, "nanny", None) is None:
         wait([running])  # nobody would start this worker again
         return
     print("the step's rule is gone: this worker ends, and another takes its place", file=sys.stderr)

@@ -6,8 +6,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from scrna.code_digest import tree_digest
-from scrna.engine import dask_tasks, protocol
+from scrna.code_digest import SCRIPTS, tree_digest
+from scrna.dask_cluster import tasks
 from scrna.errors import UserError
 from scrna.resources.gpus import gpu_problem
 
@@ -42,14 +42,14 @@ def check_scheduler(scheduler: str, backend: str) -> str:
         token.write(expected["code"])
         token.flush()
         path = os.path.abspath(token.name)
-        with dask_tasks.connected(scheduler) as client:
+        with tasks.connected(scheduler) as client:
             n_workers = len(client.scheduler_info(n_workers=-1)["workers"])
             if not n_workers:
                 raise UserError(f"the cluster at {scheduler}, dask.scheduler, has no worker")
-            found = client.run(_question(), str(protocol.SCRIPTS), backend, path, on_error="return")
+            found = client.run(_question(), str(SCRIPTS), backend, path, on_error="return")
     for address, facts in sorted(found.items()):
         if isinstance(facts, Exception):
-            what = f"does not run this workflow's code in {protocol.SCRIPTS}: {facts!r}"
+            what = f"does not run this workflow's code in {SCRIPTS}: {facts!r}"
             raise UserError(f"dask.scheduler: the worker {address} {what}")
         for name, value in expected.items():
             if facts[name] != value:
@@ -69,12 +69,12 @@ def check_scheduler(scheduler: str, backend: str) -> str:
 
 
 def _question():
-    """Return the function that asks a worker for its facts; nested as in `dask_tasks`."""
-    put_on_path = dask_tasks.prepare()
+    """Return the function that asks a worker for its facts; nested as in `tasks`."""
+    put_on_path = tasks.prepare()
 
     def ask(scripts: str, backend: str, token: str) -> dict[str, str | None]:
         put_on_path(scripts)
-        from scrna.engine.dask_check import facts
+        from scrna.dask_cluster.check import facts
 
         return facts(backend, token)
 
@@ -100,7 +100,7 @@ def _facts(backend: str) -> dict[str, str | None]:
         known[package] = None
         with suppress(importlib.metadata.PackageNotFoundError):
             known[package] = importlib.metadata.version(package)
-    return known | {"code": tree_digest(protocol.SCRIPTS)}
+    return known | {"code": tree_digest(SCRIPTS)}
 
 
 def _difference(address: str, name: str, found: str | None, expected: str | None) -> str:
