@@ -328,6 +328,23 @@ def test_no_h5ad_is_made_of_a_damaged_final(final, tmp_path, harm, name):
     assert not (tmp_path / "final.h5ad").exists()
 
 
+def test_no_h5ad_is_begun_where_it_does_not_fit(final, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    store = zarr.open_group(final, mode="r")
+    n_bytes = sum(a.nbytes for m in ("X", "layers/counts") for _, a in store[m].arrays())
+    for free in (n_bytes - 1, n_bytes):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: usage._replace(free=free))
+        if free < n_bytes:
+            with pytest.raises(
+                UserError, match=r"final\.h5ad needs .* MB left\. Make room, or set"
+            ):
+                h5ad(final, tmp_path / "final.h5ad")
+            assert not (tmp_path / "final.h5ad").exists()
+        else:
+            h5ad(final, tmp_path / "final.h5ad")
+            assert ad.read_h5ad(tmp_path / "final.h5ad").n_obs == len(ad.read_zarr(final))
+
+
 # ----------------------------------------------------------------------------------- step files
 
 
