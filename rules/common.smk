@@ -19,6 +19,7 @@ from scrna.workflow import records, session, snakemake_internals, stale, summary
 from scrna.code_digest import code_digest, page_digest
 from scrna.config.yaml_files import overruled
 from scrna.workflow.decisions import decided
+from scrna.damage import whole_summary
 from scrna.errors import UserError
 from scrna.workflow.folders import check_writable
 from scrna.resources.locks import directory_lock
@@ -74,7 +75,6 @@ try:
     checks.check(config | {"backend": BACKEND})
     DATASETS = {name: config["datasets"][name] for name in config["run"]}
     SOURCES = datasets.sources(DATASETS)
-    datasets.check_columns(DATASETS, SOURCES, "results")
     if is_main:
         seen_by = {"backend": BACKEND, "seed": config["seed"]}
         check_converted(DATASETS, SOURCES, "results", **seen_by)
@@ -190,7 +190,7 @@ def memory(step):
 
     def of(wildcards, attempt):
         summary = f"results/{wildcards.dataset}/counts.json"
-        if not os.path.exists(summary):
+        if whole_summary(Path(summary)) is None:
             return TBDString()  # asked again once the counts are converted
         dataset = DATASETS[wildcards.dataset]
         is_dense = dataset["pca"]["scale"] or dataset["pca"]["regress_out"]
