@@ -29,9 +29,10 @@ Output
     source; var indexed by unique symbols, the source's index in ``gene_ids``.
 
     ``counts.json``: ``n_obs``, ``n_vars``, ``nnz``, ``dtype``, ``max``, ``bytes_on_disk``,
-    ``bytes_in_memory`` (of the CSR), ``chunk`` and ``shard`` (elements), ``source``, ``kind``,
-    ``matrix``, ``gene_symbols``, ``n_obs_source``, ``n_empty`` (cells without a count),
-    ``obs_columns``, ``digest`` (of counts, obs and var), ``warnings``, ``provenance``.
+    ``bytes_in_memory`` (of the CSR), ``chunk`` and ``shard`` (elements), ``source`` (path, bytes,
+    time of change and a digest of the ends of each file), ``kind``, ``matrix``, ``gene_symbols``,
+    ``n_obs_source``, ``n_empty`` (cells without a count), ``obs_columns``, ``digest`` (of counts,
+    obs and var), ``warnings``, ``provenance``.
 """
 
 import hashlib
@@ -44,6 +45,7 @@ import numpy as np
 import pandas as pd
 import zarr
 
+from scrna.config.converted import as_read
 from scrna.damage import write_json
 from scrna.data.block import in_order
 from scrna.data.csr_writer import CSRWriter, MatrixInfo, Rows
@@ -106,6 +108,7 @@ def convert(
     summary.unlink(missing_ok=True)  # never the summary of another store
     _check_sha256(source, sha256, dataset)
     with open_source(source, kind=kind) as opened:
+        files = [as_read(file) for file in opened.files]  # before they are read
         obs = opened.cells()
         n_obs_source = len(obs)
         check_columns(obs, required_obs or {}, dataset=dataset)
@@ -140,7 +143,7 @@ def convert(
         "bytes_in_memory": info.bytes_in_memory,
         "chunk": info.chunk,
         "shard": info.shard,
-        "source": [{"path": str(f), "bytes": f.stat().st_size} for f in opened.files],
+        "source": files,
         "kind": opened.kind,
         "matrix": used,
         "gene_symbols": symbols,

@@ -6,12 +6,14 @@ and what the CELLxGENE viewer and R's readers ask for. ``docs/explore.md`` says 
 Settings: ``final.h5ad`` asks for it. Input: ``final.zarr``. Output: ``final.h5ad``.
 """
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scrna.atomic import replacing
 from scrna.damage import reading
 from scrna.data.integrity import FILES, ShardedArray, check_there, files_of, reading_elements
+from scrna.errors import UserError
 from scrna.log import log
 from scrna.progress import Progress
 from scrna.step import step
@@ -44,6 +46,7 @@ def h5ad(store: Path, out: Path) -> None:
     matrices = ["X"] if "X" in source else []
     matrices += [f"layers/{name}" for name in source["layers"]]
     total = sum(array.nbytes for name in matrices for _, array in source[name].arrays())
+    _check_room(out, total)
     with (
         ad.settings.override(allow_write_nullable_strings=False),
         replacing(out) as temporary,
@@ -66,6 +69,27 @@ def h5ad(store: Path, out: Path) -> None:
         *(f"{n:,}" for n in shape),
         f"{out.stat().st_size / 1e6:,.0f}",
     )
+
+
+def _check_room(out: Path, n_bytes: int) -> None:
+    """Refuse a disk that is too small at once: HDF5 crashes the process where it becomes full.
+
+    Parameters
+    ----------
+    out
+        The h5ad.
+    n_bytes
+        What its matrices take, which is nearly all of it.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(out.parent).free
+    if free < n_bytes:
+        msg = (
+            f"{out} needs {n_bytes / 1e6:,.0f} MB, and the disk of {out.parent} has "
+            f"{free / 1e6:,.0f} MB left. Make room, or set final.h5ad to false (final.zarr holds "
+            "the same)"
+        )
+        raise UserError(msg)
 
 
 def _copy(

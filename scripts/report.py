@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from scrna.atomic import replacing
+from scrna.file_list import check_content
 from scrna.log import log
 from scrna.report.map_data import map_of
 from scrna.report.page import page
@@ -84,6 +85,8 @@ def report(
     UserError
         If one of `genes` is not there, or a cluster that `annotations` name.
     """
+    for folder in figures:
+        check_content(folder)
     results = Results(
         counts=counts,
         steps=[filtered, normalized, *steps],

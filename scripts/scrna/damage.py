@@ -185,17 +185,58 @@ def read_summary(path: Path) -> dict[str, Any]:
     path = Path(path)
     result = path.with_suffix(".zarr")
     try:
-        with reading(path, result):
-            facts = json.loads(path.read_text("utf-8"))
-        if not isinstance(facts, dict):
-            raise DamagedError(result, f"{path} is damaged (it holds no JSON object)", path)
-        checksum = facts.pop(_CHECKSUM, None)  # older files have none
-        if checksum is not None and checksum != _checksum(facts):
-            raise DamagedError(result, f"{path} is damaged (it does not have its checksum)", path)
+        return read_json(path, result)
     except DamagedError as error:  # no rule asks for the summary, so that it comes with the store
         advice = f"Remove {path} and {result} and run the same command again, which makes them"
         raise DamagedError(result, error.found, path, advice) from error
+
+
+def read_json(path: Path, result: Path) -> dict[str, Any]:
+    """Read a JSON file of `write_json`.
+
+    Parameters
+    ----------
+    path
+        The file.
+    result
+        The output that it belongs to.
+
+    Returns
+    -------
+    What `write_json` was given.
+
+    Raises
+    ------
+    DamagedError
+        If it is missing, empty, no JSON object, or does not have its checksum.
+    """
+    with reading(path, result):
+        facts = json.loads(path.read_text("utf-8"))
+    if not isinstance(facts, dict):
+        raise DamagedError(result, f"{path} is damaged (it holds no JSON object)", path)
+    checksum = facts.pop(_CHECKSUM, None)  # older files have none
+    if checksum is not None and checksum != _checksum(facts):
+        raise DamagedError(result, f"{path} is damaged (it does not have its checksum)", path)
     return facts
+
+
+def whole_summary(summary: Path) -> dict[str, Any] | None:
+    """Read ``counts.json``, if it is there and whole.
+
+    Parameters
+    ----------
+    summary
+        The file.
+
+    Returns
+    -------
+    What it says; None where it is not there, or damaged: a run then makes it again with the counts
+    (`scrna.workflow.records`).
+    """
+    try:
+        return read_summary(summary) if summary.exists() else None
+    except DamagedError:
+        return None
 
 
 def _checksum(facts: Mapping[str, Any]) -> str:

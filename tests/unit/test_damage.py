@@ -18,9 +18,8 @@ from scripts.h5ad import h5ad
 from scripts.marker_figures import top_markers
 from scripts.matrix import matrix
 from scripts.qc_figures import pictures
-from scrna import damage, step
+from scrna import damage, file_list, step
 from scrna.atomic import replacing
-from scrna.config import datasets
 from scrna.damage import DamagedError
 from scrna.data import counts as counts_module
 from scrna.data import integrity, step_files
@@ -29,7 +28,7 @@ from scrna.data.csr_writer import CSRWriter
 from scrna.data.matrix import open_matrix
 from scrna.data.store import new_store, write_tables
 from scrna.errors import UserError
-from scrna.report import page
+from scrna.plots.style import save_folder
 from scrna.report.results import Results
 from scrna.resources import estimates
 
@@ -328,6 +327,23 @@ def test_no_h5ad_is_made_of_a_damaged_final(final, tmp_path, harm, name):
     assert not (tmp_path / "final.h5ad").exists()
 
 
+def test_no_h5ad_is_begun_where_it_does_not_fit(final, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    store = zarr.open_group(final, mode="r")
+    n_bytes = sum(a.nbytes for m in ("X", "layers/counts") for _, a in store[m].arrays())
+    for free in (n_bytes - 1, n_bytes):
+        monkeypatch.setattr("shutil.disk_usage", lambda _, free=free: usage._replace(free=free))
+        if free < n_bytes:
+            with pytest.raises(
+                UserError, match=r"final\.h5ad needs .* MB left\. Make room, or set"
+            ):
+                h5ad(final, tmp_path / "final.h5ad")
+            assert not (tmp_path / "final.h5ad").exists()
+        else:
+            h5ad(final, tmp_path / "final.h5ad")
+            assert ad.read_h5ad(tmp_path / "final.h5ad").n_obs == len(ad.read_zarr(final))
+
+
 # ----------------------------------------------------------------------------------- step files
 
 
@@ -500,8 +516,8 @@ def test_a_damaged_summary_is_named(summary, content):
             estimates.memory_mb(summary, "qc")
         with pytest.raises(DamagedError):
             step_files.digest_of(summary.with_suffix(".zarr"))
-        with pytest.raises(DamagedError):
-            datasets.check_columns({"toy": {}}, {}, summary.parents[1])
+    assert damage.whole_summary(summary) is None
+    assert counts_module.sizes_of(summary.parent) is None
 
 
 @pytest.fixture
@@ -550,22 +566,36 @@ def test_a_table_without_its_step_file_is_at_least_read_whole(tmp_path, content)
         top_markers(tmp_path / "markers.csv", ["0"], 2)
 
 
-@pytest.mark.parametrize("harm", DAMAGES)
-def test_a_broken_picture_is_named(tmp_path, harm):
-    from PIL import Image
+@pytest.fixture
+def pictures_folder(tmp_path) -> Path:
+    """A folder as the rules of figures make it."""
+    from matplotlib.figure import Figure
 
-    path = tmp_path / "figures/umap.png"
-    path.parent.mkdir()
-    values = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
-    Image.fromarray(values).save(path)
-    assert page.pack([path])[path]["width"] == 40
-    if harm is cut_off:
-        path.write_bytes(path.read_bytes()[:-40])
-    else:
-        harm(path)
-    with pytest.raises(DamagedError, match=rf"{path} {SAYS[harm]}") as told:
-        page.pack([path])
-    assert told.value.result == path.parent
+    folder = tmp_path / "figures"
+    save_folder(folder, [("umap", Figure()), ("pca", Figure())], dpi=20, formats=["png"], made={})
+    file_list.check_content(folder)
+    return folder
+
+
+@pytest.mark.parametrize("harm", DAMAGES)
+@pytest.mark.parametrize("name", ["umap.png", file_list.FILES])
+def test_a_broken_picture_is_named(pictures_folder, harm, name):
+    harm(pictures_folder / name)
+    with pytest.raises(DamagedError, match=rf"{pictures_folder / name} {SAYS[harm]}") as told:
+        file_list.check_content(pictures_folder)
+    assert told.value.result == pictures_folder
+
+
+def test_what_a_folder_of_pictures_lacks_is_seen_without_reading_it(pictures_folder):
+    assert file_list.check_there(pictures_folder).keys() == {"pca.png", "umap.png"}
+    flip(pictures_folder / "umap.png")
+    file_list.check_there(pictures_folder)
+    cut_off(pictures_folder / "umap.png")
+    with pytest.raises(DamagedError, match=r"umap\.png is damaged \(it has "):
+        file_list.check_there(pictures_folder)
+    (pictures_folder / "umap.png").unlink()
+    with pytest.raises(DamagedError, match=r"umap\.png is missing"):
+        file_list.check_there(pictures_folder)
 
 
 # ------------------------------------------------------------------------------ what becomes of it

@@ -391,6 +391,54 @@ def test_another_error_is_named_on_the_terminal(tmp_path):
     assert "Traceback (most recent call last):" in logged
 
 
+def test_a_file_that_cannot_be_written_ends_a_step_and_does_not_crash_it(tmp_path):
+    """A limit of a file's size, which HDF5 takes as it takes a full disk."""
+    body = f"""
+import resource
+from pathlib import Path
+import numpy as np
+from scrna.data import step_files
+resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, 65_536))
+many = {{str(i): np.arange(50) for i in range(500)}}
+step_files.write(Path({str(tmp_path / "a.h5")!r}), {{"uns/many": many}})"""
+    ended, logged = run_elsewhere(tmp_path, body)
+    assert ended.returncode == 1  # -11 would be a crash
+    assert ended.stderr == "[filter pbmc3k] OSError: [Errno 27] File too large\n"
+    assert "OSError: [Errno 27] File too large" in logged
+    assert [path.name for path in tmp_path.iterdir()] == ["filter.log"]
+
+
+def test_a_full_disk_leaves_no_file_of_hdf5_open(tmp_path):
+    """A warm worker goes on in the same process."""
+    program = f"""
+import gc, resource, sys
+sys.path.append({str(Path(scrna.__file__).parents[1])!r})
+from pathlib import Path
+import numpy as np
+from scrna.data import step_files
+from scrna.step import step
+
+@step
+def many(out, *, n):
+    step_files.write(out, {{f"uns/{{i}}": {{"a": np.arange(50)}} for i in range(n)}})
+
+limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (65_536, limit[1]))
+out = Path({str(tmp_path / "a.h5")!r})
+try:
+    many(out, n=300)
+except OSError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+many(out, n=300)
+gc.collect()
+print(len(step_files.read_all(out)))
+"""
+    ended = python(program)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == "[Errno 27] File too large\n300\n"
+
+
 def test_warnings_of_libraries_go_to_the_log(tmp_path):
     body = "warnings.warn('graph is not connected', RuntimeWarning)\nlog.info('%d cells', 5)"
     ended, logged = run_elsewhere(tmp_path, body)

@@ -7,6 +7,9 @@ import h5py
 from scrna.data import step_files
 
 TARGET = "results/plain/normalize.h5"
+#: What makes it, the simulation apart.
+STEPS = ("convert", "qc", "filter", "normalize")
+REPORT = "results/toy/report.html"
 
 
 def digests(folder):
@@ -48,3 +51,55 @@ def test_what_is_damaged_is_named_and_made_again(fresh):
     work.run(TARGET)
     assert digests(work.folder) == first
     assert not [*results.glob("*.damaged")]
+
+
+def test_counts_whose_summary_is_damaged_are_set_aside_and_converted_again(fresh):
+    work = fresh.over("base.yaml", "worker: none")
+    results = work.folder / "results/plain"
+    work.run(TARGET)
+    first, whole = digests(work.folder), (results / "counts.json").read_text()
+    for content in ("", whole.replace('"n_obs": ', '"n_obs": 1')):
+        (results / "counts.json").write_text(content)
+        for _ in range(2):  # a dry run changes nothing
+            assert work.due(TARGET) == {f"{rule} plain" for rule in STEPS}
+        said = work.run(TARGET)
+        assert "results/plain/counts.json is " in said
+        assert "counts are set aside as counts.zarr.damaged and counts.json.damaged" in said
+        assert digests(work.folder) == first
+        assert not [*results.glob("*.damaged")]
+        assert work.due(TARGET) == set()
+
+    # what is set aside stays where it cannot be made again
+    (results / "counts.json").write_text("")
+    broken = work.clone(work.folder.with_name("code"))
+    script = broken.code / "scripts/convert.py"
+    script.write_text("raise SystemExit('no')\n" + script.read_text())
+    broken.run(TARGET, fails=True)
+    assert {path.name for path in results.iterdir()} == {
+        "counts.zarr.damaged",
+        "counts.json.damaged",
+    }
+
+
+def test_a_picture_that_is_missing_is_drawn_again(done, tmp_path):
+    work = done.at(tmp_path / "work").over("worker: none")
+    folder, report = (work.folder / f"results/toy/{name}" for name in ("qc/figures", "report.html"))
+    before = {path.name: path.read_bytes() for path in folder.glob("*.png")}
+    lost = sorted(before)[0]
+    (folder / lost).unlink()
+    assert work.due(REPORT) == {"qc_figures toy/qc/figures", "report toy"}
+    report.unlink()
+    said = work.run(REPORT)
+    assert f"toy: qc_figures: results/toy/qc/figures/{lost} is missing; made again" in said
+    assert {path.name: path.read_bytes() for path in folder.glob("*.png")}.keys() == before.keys()
+    assert report.exists()
+    assert work.due(REPORT) == set()
+
+    # one that was changed is found by the report, which reads it
+    (folder / lost).write_bytes(before[lost][:-1] + b"!")
+    report.unlink()
+    said = work.run(REPORT, fails=True)
+    assert f"results/toy/qc/figures/{lost} is damaged (it does not have its checksum)" in said
+    assert folder.with_name("figures.damaged").exists()
+    work.run(REPORT)
+    assert not folder.with_name("figures.damaged").exists()

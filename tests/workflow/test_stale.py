@@ -183,6 +183,20 @@ def test_a_source_without_counts(done, tmp_path, is_replaced):
         assert [*workflow.folder.glob("results/new/*")] == []
 
 
+def test_a_source_that_is_replaced_by_an_older_file_of_its_size(done, tmp_path):
+    workflow = done.at(tmp_path / "work")
+    source = workflow.folder / "source.h5ad"
+    shutil.copy2(workflow.folder / "resources/plain.h5ad", source)
+    os.utime(source, (1e9, 1e9))
+    asked = workflow.over("run: new\nworker: none\ndatasets: {new: {source: source.h5ad}}")
+    asked.run("results/new/counts.json")
+    assert asked.due("results/new/counts.json") == set()
+    os.utime(source, (9e8, 9e8))
+    output = asked.run("results/new/counts.json", options=("--dry-run",))
+    assert "new: convert: source.h5ad is another file of the same size" in output
+    assert asked.due("results/new/counts.json") == {"convert new"}
+
+
 def test_where_a_step_in_the_middle_is_asked_for_nothing_stands_that_followed_the_old_one(
     done, tmp_path
 ):

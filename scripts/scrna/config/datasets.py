@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from scrna.config.file_formats import folder_advice
-from scrna.config.schema import nearest
 from scrna.config.settings import batch_keys
 from scrna.config.source_address import (
     address_digest,
@@ -18,7 +17,6 @@ from scrna.config.source_address import (
     scheme_of,
     without_credentials,
 )
-from scrna.damage import read_summary
 from scrna.errors import UserError
 from scrna.steps import is_clustering
 
@@ -150,55 +148,3 @@ def _source(name: str, dataset: Mapping[str, Any]) -> Source:
         raise UserError(msg)
     check_file(key, path)
     return Source(None, [path])
-
-
-def check_columns(
-    datasets: Mapping[str, Mapping[str, Any]], found: Mapping[str, Source], results: str
-) -> None:
-    """Refuse columns that converted counts do not have, before anything runs.
-
-    Counts that were converted from other files, or before their files changed, tell nothing: they
-    will be converted again.
-
-    Parameters
-    ----------
-    datasets
-        Datasets of a `complete` config.
-    found
-        Their `sources`.
-    results
-        The folder with a folder for each dataset.
-
-    Raises
-    ------
-    UserError
-        For the first such column: the config key, and what columns there are.
-    """
-    for name, dataset in datasets.items():
-        summary = Path(results, name, "counts.json")
-        if not summary.exists():
-            continue
-        facts = read_summary(summary)
-        if not is_current(facts, summary, found[name].files, dataset):
-            continue
-        columns = list(facts["obs_columns"])
-        for column, key in required_obs(dataset, name).items():
-            if column not in columns:
-                msg = (
-                    f"{key} names {column!r}, which obs of {name} does not have (if its source is "
-                    f"another by now, remove {summary}); {nearest(column, columns)}"
-                )
-                raise UserError(msg)
-
-
-def is_current(
-    facts: Mapping[str, Any], summary: Path, files: list[str], dataset: Mapping[str, Any]
-) -> bool:
-    """Return whether counts were converted from these files as they are now, and in this way."""
-    if {Path(entry["path"]) for entry in facts["source"]} != set(map(Path, files)):
-        return False
-    made = facts.get("provenance", {}).get("parameters", {})
-    if any(key in made and made[key] != dataset[key] for key in READING):
-        return False
-    there = [Path(file) for file in files if Path(file).exists()]
-    return all(file.stat().st_mtime <= summary.stat().st_mtime for file in there)

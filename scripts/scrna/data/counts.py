@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from scrna.backend import arrays, csr_matrix
-from scrna.damage import DamagedError, read_summary, reading
+from scrna.damage import DamagedError, read_summary, reading, whole_summary
 from scrna.data import step_files
 from scrna.data.block import Block, cut, in_order, joined, log_normalize, row_ranges
 from scrna.data.codecs import fast_codecs
@@ -332,12 +332,11 @@ def sizes_of(folder: Path) -> dict[str, Any] | None:
     Returns
     -------
     n_obs, n_vars and nnz, and at_most: whether they are bounds, the filter not being known. None
-    where the counts are not converted.
+    where the counts are not converted, or are to be converted again.
     """
     summary, filtered = folder / "counts.json", folder / "filter.h5"
-    if not summary.exists():
+    if (facts := whole_summary(summary)) is None:
         return None
-    facts = read_summary(summary)
     if filtered.exists() and filtered.stat().st_mtime >= summary.stat().st_mtime:
         from scrna.data import step_files
 

@@ -11,7 +11,9 @@ together, and one of the CSV table that its step has written beside it, if any.
 """
 
 import hashlib
+import io
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -26,7 +28,7 @@ from scrna.atomic import replacing
 from scrna.damage import DamagedError, read_summary, reading
 from scrna.data.encodings import encoding
 
-_PIECE = 2**23  # bytes of an array that are digested at once
+_PIECE = 2**23  # bytes that are digested or written at once
 _THREADS = 4
 _PROVENANCE = "provenance"  # among the digests, whose other names have a slash
 
@@ -43,6 +45,9 @@ def write(
 ) -> None:
     """Write a step file under a temporary name, then give it its own.
 
+    It is built in memory, which takes as many bytes as the file has, and written at once. HDF5
+    cannot close a file on a full disk: it would crash the process.
+
     Parameters
     ----------
     path
@@ -54,9 +59,21 @@ def write(
         Called when the slots are written: returns the CSV file of the same step, which lies in the
         same folder.
     """
+    content = io.BytesIO()
+    with replacing(path) as temporary:
+        _build(content, elements, table)
+        content.seek(0)
+        # in pieces: an error that holds a view of the whole can crash Python at its end, too
+        with temporary.open("wb") as file:
+            shutil.copyfileobj(content, file, _PIECE)
+
+
+def _build(
+    content: io.BytesIO, elements: Mapping[str, Any], table: Callable[[], Path] | None
+) -> None:
     from scrna.provenance import provenance
 
-    with replacing(path) as temporary, h5py.File(temporary, "w", track_order=True) as file:
+    with h5py.File(content, "w", track_order=True) as file:
         for name, value in elements.items():
             _write_element(file, name, value)
         known = _in_memory(elements)

@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import Locator
 
 from scrna.atomic import replacing
+from scrna.file_list import write_list
 from scrna.log import log
 from scrna.plots.colours import INK, MISSING, colours_of
 from scrna.plots.pixels import CLOUD, Squares
@@ -76,8 +77,9 @@ def save_folder(out: Path, pictures: Iterable[tuple[str, Drawing]], **how) -> No
     Parameters
     ----------
     out
-        The folder; one that is there is replaced. Pictures that could not be drawn are listed in
-        its `NOT_DRAWN`, with the reason of each.
+        The folder; one that is there is replaced. It has a list of its files, by which a missing
+        one is noticed (`scrna.file_list`). Pictures that could not be drawn are in its `NOT_DRAWN`,
+        with the reason of each.
     pictures, **how
         As `save_all` takes them.
     """
@@ -85,6 +87,7 @@ def save_folder(out: Path, pictures: Iterable[tuple[str, Drawing]], **how) -> No
         folder.mkdir()
         if failed := save_all(folder, pictures, **how):
             (folder / NOT_DRAWN).write_text(json.dumps(failed, ensure_ascii=False) + "\n")
+        write_list(folder)
         names = sorted(file.stem for file in folder.glob("*.png"))
     log.info("%d pictures in %s: %s", len(names), out, ", ".join(names))
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from scrna.damage import reading
 from scrna.data import step_files
 from scrna.data.benchmarks import Usage
 from scrna.methods.cell_types import place_of
@@ -250,8 +249,6 @@ def pack(paths: Sequence[Path], most_bytes: int = MOST_BYTES) -> dict[Path, dict
     -------
     Path → src (a data URL), width and height in pixels, inches (the width as it was drawn).
     """
-    for path in paths:
-        _check_picture(path)
     raw = {path: ("png", path.read_bytes()) for path in paths}
     for options in ({"lossless": True, "method": 2}, {"quality": 80}):
         for path in sorted(raw, key=lambda path: -len(raw[path][1])):
@@ -264,14 +261,6 @@ def pack(paths: Sequence[Path], most_bytes: int = MOST_BYTES) -> dict[Path, dict
         path: {"src": f"data:image/{kind};base64,{b64encode(content).decode()}"} | _size(path)
         for path, (kind, content) in raw.items()
     }
-
-
-def _check_picture(path: Path) -> None:
-    """Check a PNG file by the checksums in it; its folder is what is made again."""
-    from PIL import Image
-
-    with reading(path, path.parent), Image.open(path) as image:
-        image.verify()
 
 
 def _as_webp(path: Path, options: Mapping[str, Any]) -> bytes:

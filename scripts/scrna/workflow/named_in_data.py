@@ -4,15 +4,18 @@ The conversion and the filter check what the settings name as they run. A settin
 later is no reason to run them again, so the start of a run looks at what they left.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from scrna.config.datasets import Source, covariates, is_current
+from scrna.config.converted import current_summary
+from scrna.config.datasets import Source, covariates, required_obs
+from scrna.config.schema import nearest
 from scrna.config.settings import batch_keys
 from scrna.config.step_parameters import of_step
-from scrna.damage import DamagedError, read_summary
+from scrna.damage import DamagedError
+from scrna.errors import UserError
 from scrna.provenance import plain
 from scrna.steps import is_clustering
 
@@ -87,9 +90,11 @@ def check_converted(
     for name, dataset in datasets.items():
         folder = Path(results, name)
         named = plain(named_in_data(dataset, name, seed))
-        facts = _facts(folder / "counts.json", dataset, found[name], named)
+        summary, files = folder / "counts.json", found[name].files
+        facts = current_summary(summary, files, dataset, named["simulate"])
         if facts is None:
             continue
+        _check_columns(name, dataset, facts["obs_columns"], summary)
         with suppress(DamagedError):  # the first step that reads it says so and sets it aside
             if facts["provenance"].get("named") != named:
                 _check_counts(folder / "counts.zarr", named)
@@ -98,19 +103,18 @@ def check_converted(
                 _check_filtered(folder, facts["digest"], settings, named)
 
 
-def _facts(
-    summary: Path, dataset: Mapping[str, Any], source: Source, named: Mapping[str, Any]
-) -> dict[str, Any] | None:
-    """Read what counts.json says, if the counts follow from the present source and settings."""
-    if not summary.exists() or not summary.with_suffix(".zarr").exists():
-        return None
-    facts = read_summary(summary)
-    if not is_current(facts, summary, source.files, dataset):
-        return None
-    seen = facts["provenance"].get("named")
-    if named["simulate"] and (seen is None or seen["simulate"] != named["simulate"]):
-        return None
-    return facts
+def _check_columns(
+    name: str, dataset: Mapping[str, Any], columns: Iterable[str], summary: Path
+) -> None:
+    """Do what the conversion does with the columns that the settings name."""
+    columns = list(columns)
+    for column, key in required_obs(dataset, name).items():
+        if column not in columns:
+            msg = (
+                f"{key} names {column!r}, which obs of {name} does not have (if its source is "
+                f"another by now, remove {summary}); {nearest(column, columns)}"
+            )
+            raise UserError(msg)
 
 
 def _check_counts(counts: Path, named: Mapping[str, Any]) -> None:

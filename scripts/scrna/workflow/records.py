@@ -15,7 +15,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from scrna.config.converted import another_source
+from scrna.damage import DamagedError, whole_summary
 from scrna.errors import UserError
+from scrna.file_list import check_there
 from scrna.provenance import plain
 from scrna.workflow.snakemake_internals import Place, Records, open_records
 from scrna.workflow.stale import places
@@ -49,16 +52,17 @@ def mark_unknown(workflow: Any, datasets: Iterable[str]) -> list[str]:
     if not there:
         return []
     records = open_records(workflow)
-    kept, again = [], defaultdict(list)
+    kept, again, is_any_unknown = [], defaultdict(list), False
     for place in there:
         files = [file for file in place.outputs if Path(file).exists()]
         unknown = [file for file in files if records.read(file) is None]
-        why = _changed_source(place) or _lost_input(records, files)
+        why = _changed_source(place) or _lost_file(files) or _lost_input(records, files)
         if unknown and not why:
             if place.rule == "download":  # a person may have put the file there
                 kept += unknown
                 continue
             why = difference(place)
+            is_any_unknown |= bool(why)
         # all of them, so no generator: any() would stop at the first
         written = [_mark(records, place, file, why) for file in files if why]
         if any(written):
@@ -66,7 +70,7 @@ def mark_unknown(workflow: Any, datasets: Iterable[str]) -> list[str]:
     lines = [f"{file}: nothing says where it came from; it is used as it is" for file in kept]
     for (name, why), rules in again.items():
         lines.append(f"{name}: {', '.join(sorted(rules))}: {why}; made again when asked for")
-    if again:
+    if again and is_any_unknown:
         lines.append(_ADVICE)
     return lines
 
@@ -185,21 +189,23 @@ def _other_input(made: dict[str, Any], name: str, files: Any) -> str | None:
 
 
 def _changed_source(place: Place) -> str | None:
-    """Find a source that was replaced. Snakemake does not see it where the new file is older."""
+    """Find counts whose source was replaced, or whose summary is damaged: nothing says of what."""
     summary = Path(place.outputs[-1])
     if place.rule != "convert" or not summary.exists():
         return None
-    try:
-        was = {Path(f["path"]).name: f["bytes"] for f in json.loads(summary.read_text())["source"]}
-    except (OSError, KeyError, ValueError, TypeError):
-        return "counts.json cannot be read"
-    paths = [path for path in map(Path, place.inputs()) if path.is_file()]
-    sizes = {path.name: path.stat().st_size for path in paths if path.name in was}
-    if paths and not sizes:
-        return f"made from {', '.join(was)}, not from {', '.join(path.name for path in paths)}"
-    for name, size in sizes.items():
-        if size != was[name]:
-            return f"{name} had {was[name]:,} bytes and has {size:,}"
+    if (facts := whole_summary(summary)) is None:
+        return f"{summary} is damaged"
+    return another_source(facts, place.inputs())
+
+
+def _lost_file(outputs: Iterable[str]) -> str | None:
+    """Find a picture that is missing from its folder, into which Snakemake does not look."""
+    for folder in map(Path, outputs):
+        if folder.is_dir() and folder.suffix != ".zarr":
+            try:
+                check_there(folder)
+            except DamagedError as error:
+                return error.found
     return None
 
 

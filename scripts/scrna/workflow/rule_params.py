@@ -12,6 +12,7 @@ from scrna.code_digest import code_digest
 from scrna.config import datasets as config_datasets
 from scrna.config.datasets import Source
 from scrna.config.step_parameters import of_step
+from scrna.damage import whole_summary
 from scrna.resources.estimates import memory_mb
 from scrna.workflow.named_in_data import named_in_data
 from scrna.workflow.snakemake_internals import not_known_yet
@@ -62,7 +63,7 @@ class RuleParams:
 
         def of(wildcards: Any, attempt: int) -> Any:
             summary = Path("results", wildcards.dataset, "counts.json")
-            if not summary.exists():
+            if whole_summary(summary) is None:
                 return not_known_yet()  # asked again once the counts are converted
             dataset = self.datasets[wildcards.dataset]
             is_dense = dataset["pca"]["scale"] or dataset["pca"]["regress_out"]

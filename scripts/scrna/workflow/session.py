@@ -77,7 +77,6 @@ class Session:
         settings.check(self.config | {"backend": self.backend})
         self.datasets = {name: self.config["datasets"][name] for name in self.config["run"]}
         self.sources = datasets.sources(self.datasets)
-        datasets.check_columns(self.datasets, self.sources, "results")
         if self.is_main:
             seen_by = {"backend": self.backend, "seed": self.config["seed"]}
             check_converted(self.datasets, self.sources, "results", **seen_by)

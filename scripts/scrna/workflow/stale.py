@@ -11,15 +11,15 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from contextlib import suppress
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from scrna.atomic import SET_ASIDE
+from scrna.damage import DamagedError, read_summary, set_aside
 from scrna.errors import UserError
-from scrna.processes import process_start
 from scrna.workflow import snakemake_internals
 from scrna.workflow.job import Job
 from scrna.workflow.snakemake_internals import Place
@@ -76,7 +76,7 @@ def clear(workflow: Any, datasets: Iterable[str], *, is_elsewhere: bool) -> list
     datasets = list(datasets)
     if not is_elsewhere:
         remove_leftovers(datasets)
-    return remove_followers(workflow, datasets)
+    return _set_aside_damaged_counts(workflow, datasets) + _remove_followers(workflow, datasets)
 
 
 def check_hooks(workflow: Any) -> None:
@@ -91,20 +91,26 @@ def check_hooks(workflow: Any) -> None:
         raise UserError(msg)
 
 
-def remove_followers(workflow: Any, datasets: Iterable[str]) -> list[str]:
-    """Remove what a run will make again and all that follows from it.
+def _set_aside_damaged_counts(workflow: Any, datasets: Iterable[str]) -> list[str]:
+    """Rename counts whose summary is damaged, which the run converts again."""
+    lines = []
+    jobs = snakemake_internals.due_jobs(workflow)
+    due = {job.dataset for job in jobs if job.rule == "convert"}
+    for summary in (Path("results", name, "counts.json") for name in datasets if name in due):
+        try:
+            if summary.exists():
+                read_summary(summary)
+        except DamagedError as error:
+            set_aside(error)
+            lines.append(
+                f"{error.found}: the counts are set aside as counts.zarr{SET_ASIDE} and "
+                f"counts.json{SET_ASIDE} and converted again"
+            )
+    return lines
 
-    Parameters
-    ----------
-    workflow
-        Snakemake's object, with the jobs of the run.
-    datasets
-        The datasets of the run; what belongs to others stays.
 
-    Returns
-    -------
-    Lines that say what was removed and why.
-    """
+def _remove_followers(workflow: Any, datasets: Iterable[str]) -> list[str]:
+    """Remove what a run will make again and all that follows from it; say what and why."""
     due = [job for job in snakemake_internals.due_jobs(workflow) if job.outputs]
     standing = snakemake_internals.standing_jobs(workflow)
     removed = Counter()
@@ -189,21 +195,7 @@ def remove_leftovers(datasets: Iterable[str]) -> int:
     ]
     leftovers = [path for pattern in patterns for path in Path().glob(pattern)]
     leftovers = [path for path in leftovers if not _is_being_written(path)]
-    leftovers += _engines_left()
     return sum(remove(path) for path in leftovers)
-
-
-def _engines_left() -> list[Path]:
-    """Find the folders of workers whose run is gone, and Python's temporary ones of theirs."""
-    found = []
-    for folder in Path(".snakemake/scrna").glob("cluster-*"):
-        if process_start(int(folder.name.rpartition("-")[2])) is None:
-            found.append(folder)
-            with suppress(OSError):
-                temporary = (folder / "temporary").readlink()
-                if temporary.name.startswith("pymp-") and temporary.stat().st_uid == os.getuid():
-                    found.append(temporary)
-    return found
 
 
 def _is_being_written(path: Path) -> bool:

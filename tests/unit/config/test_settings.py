@@ -1,13 +1,11 @@
 import copy
-import json
-import os
 import re
 
 import pytest
 import yaml
 
 from scrna.config import settings as checks
-from scrna.config.datasets import Source, check_columns, required_obs, sources
+from scrna.config.datasets import Source, required_obs, sources
 from scrna.config.settings import check, complete, pick_run
 from scrna.errors import UserError
 
@@ -474,51 +472,6 @@ def test_clusterings_that_may_be(text):
 def test_a_share_that_qc_does_not_compute_is_a_column_of_the_source():
     text = "pca: {regress_out: [pct_counts_in_top_50_genes, pct_counts_in_top_9_genes]}"
     assert list(required_obs(one(text), "d")) == ["pct_counts_in_top_9_genes"]
-
-
-@pytest.fixture
-def converted(tmp_path):
-    """Counts of `d` converted from a source, with the columns cell_type and donor."""
-    source = tmp_path / "d.h5ad"
-    source.write_text("")
-    os.utime(source, (1000, 1000))
-    summary = tmp_path / "results/d/counts.json"
-    summary.parent.mkdir(parents=True)
-    facts = {"obs_columns": {"cell_type": {}, "donor": {}}, "source": [{"path": str(source)}]}
-    summary.write_text(json.dumps(facts))
-
-    def look(**dataset):
-        datasets = {"d": one(kind="auto", source=str(source), **dataset)}
-        check_columns(datasets, sources(datasets), str(tmp_path / "results"))
-
-    look.source, look.summary = source, summary
-    return look
-
-
-def test_columns_that_are_there(converted):
-    converted(batch_key="donor", label_key="cell_type")
-
-
-def test_a_column_that_is_not_there_is_refused(converted):
-    expected = (
-        r"datasets\.d\.label_key names 'cell_typ', which obs of d does not have .*"
-        r"did you mean cell_type\?$"
-    )
-    with pytest.raises(UserError, match=expected):
-        converted(batch_key="donor", label_key="cell_typ")
-    with pytest.raises(UserError, match=r"batch_key names 'x', .* there are cell_type, donor$"):
-        converted(batch_key=["donor", "x"])
-
-
-def test_counts_that_will_be_converted_again_tell_nothing(converted):
-    os.utime(converted.source)  # newer than the counts
-    os.utime(converted.summary, (2000, 2000))
-    converted(batch_key="x")
-    facts = json.loads(converted.summary.read_text())
-    converted.summary.write_text(json.dumps(facts | {"source": [{"path": "other.h5ad"}]}))
-    converted(batch_key="x")
-    converted.summary.unlink()
-    converted(batch_key="x")
 
 
 # ---------------------------------------------------------------------------------------- sources

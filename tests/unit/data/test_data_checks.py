@@ -240,6 +240,18 @@ def test_the_start_of_a_run_refuses_the_same(there, look, text, expected):
     return None
 
 
+def test_the_start_of_a_run_refuses_a_column_that_is_not_there(there, look):
+    look("batch_key: batch\nlabel_key: label")
+    expected = (
+        r"datasets\.toy\.label_key names 'labl', which obs of toy does not have .*"
+        r"did you mean label\?$"
+    )
+    with pytest.raises(UserError, match=expected):
+        look("batch_key: batch\nlabel_key: labl")
+    with pytest.raises(UserError, match=r"batch_key names 'x', .* there are batch, early, "):
+        look("batch_key: [batch, x]")
+
+
 @pytest.mark.parametrize("text", ACCEPTED)
 def test_the_start_of_a_run_accepts_the_same(there, look, text):
     look(text)

@@ -20,6 +20,7 @@ from scripts.figures import (
     tsne,
 )
 from scripts.final import annotated
+from scrna import file_list
 from scrna.data import step_files
 from scrna.data.graph import STATIONARY
 from scrna.errors import UserError
@@ -428,7 +429,7 @@ def test_the_files_are_png_with_their_provenance(demo, tmp_path):
     (out / "old.png").touch()
     figures(*files, few, out, topic="clusters", **SETTINGS, batch_key=["batch"])
     names = ["umap.png", "clusters_by_batch.png", "clusters_by_batch.svg"]
-    assert sorted(f.name for f in out.iterdir()) == sorted(names)
+    assert {f.name for f in out.iterdir()} == {*names, file_list.FILES}
     assert [f.name for f in tmp_path.iterdir()] == ["figures"]
     png = (out / "umap.png").read_bytes()
     assert len(mpl.image.imread(out / "umap.png")) == 800  # four panels of 4 inches
@@ -450,7 +451,7 @@ def test_a_topic_needs_its_own_steps_alone(demo, tmp_path, topic, reads, names):
     *files, steps = inputs(demo)
     own = [f for f in steps if f.stem in reads]
     figures(*files, own, tmp_path / "figures", topic=topic, **SETTINGS)
-    assert sorted(f.name for f in (tmp_path / "figures").iterdir()) == names
+    assert {f.name for f in (tmp_path / "figures").iterdir()} == {*names, file_list.FILES}
 
 
 @pytest.mark.parametrize("batch_key", [[], ["batch"], ["batch", "cell_type"]])
@@ -459,7 +460,8 @@ def test_the_quality_is_drawn_from_the_filter_on(demo, tmp_path, batch_key):
     how = {"dpi": 50, "formats": ["png", "svg"]}
     quality.qc_figures(*quality_inputs(demo), out, **how, batch_key=batch_key)
     files = [*(f"{name}.png" for name in QUALITY), "qc_violins.svg", "filter.svg"]
-    assert {f.name for f in out.iterdir()} == set(files)
+    assert file_list.check_there(out).keys() == set(files)
+    assert {f.name for f in out.iterdir()} == {*files, file_list.FILES}
     drawn = dict(quality.pictures(*quality_inputs(demo), batch_key=batch_key))["qc_violins"]()
     n_batches = demo.obs()["batch"].nunique() if batch_key else 1
     assert len(drawn.axes[0].collections) >= n_batches

@@ -18,6 +18,7 @@ from PIL import Image, PngImagePlugin
 from scripts.report import report
 from scrna.data import step_files
 from scrna.errors import UserError
+from scrna.file_list import write_list
 from scrna.report.captions import pictures
 from scrna.report.findings import Finding, findings
 from scrna.report.map_data import embeddings, genes_of, groups, values
@@ -81,6 +82,7 @@ def draw(folder, names, size=(300, 200)):
         made.add_text("Provenance", "{}")
         pixels = rng.integers(255, size=(*size[::-1], 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{name}.png", dpi=(100, 100), pnginfo=made)
+    write_list(folder)
     return folder
 
 

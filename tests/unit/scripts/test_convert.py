@@ -93,7 +93,14 @@ def test_the_store_and_its_summary(do, tmp_path, small_blocks):
         "bytes_in_memory": X.nnz * 6 + 61 * 8,
         "chunk": zarr.open_group(tmp_path / "counts.zarr", mode="r")["X/data"].chunks[0],
         "shard": zarr.open_group(tmp_path / "counts.zarr", mode="r")["X/data"].shards[0],
-        "source": [{"path": str(source), "bytes": source.stat().st_size}],
+        "source": [
+            {
+                "path": str(source),
+                "bytes": source.stat().st_size,
+                "mtime_ns": source.stat().st_mtime_ns,
+                "ends": hashlib.sha256(2 * source.read_bytes()).hexdigest(),  # it is small
+            }
+        ],
         "kind": "h5ad",
         "matrix": "X",
         "gene_symbols": "index",

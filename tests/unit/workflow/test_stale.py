@@ -88,19 +88,6 @@ def test_a_later_process_with_the_same_number_does_not_keep_a_leftover(work):
     assert stale.remove_leftovers(["toy"]) == 1
 
 
-def test_the_folders_of_a_killed_worker_go(work, tmp_path_factory):
-    temporary = tmp_path_factory.mktemp("pymp-")
-    kept = tmp_path_factory.mktemp("other")
-    for pid, target in ((ended(), temporary), (os.getpid(), kept)):
-        folder = Path(f".snakemake/scrna/cluster-{pid}")
-        folder.mkdir(parents=True)
-        (folder / "temporary").symlink_to(target)
-    assert stale.remove_leftovers([]) == 2
-    assert not temporary.exists()
-    assert kept.exists()
-    assert folder.exists()
-
-
 def test_no_hooks_is_refused_in_the_run_and_not_in_its_jobs(monkeypatch):
     class Workflow:
         is_main_process = True
