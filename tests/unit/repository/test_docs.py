@@ -17,7 +17,9 @@ README = (ROOT / "README.md").read_text()
 
 @pytest.mark.slow
 def test_the_picture_is_that_of_the_rules():
-    assert rulegraph.picture() in README, "write it anew: python docs/rulegraph.py"
+    drawn = rulegraph.picture()
+    for page in rulegraph.PAGES:
+        assert drawn in page.read_text(), f"{page.name}: run python docs/rulegraph.py"
 
 
 def test_the_example_is_a_valid_config():
@@ -34,9 +36,25 @@ def test_settings_that_the_readme_names_exist(name):
         assert key in settings.schema()["$defs"][section]["properties"]
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\((?!http)([^)#]+)", README):
-        assert (ROOT / target).exists(), target
+PAGES = sorted(
+    path for folder in (".", ".github", "config", "docs") for path in (ROOT / folder).glob("*.md")
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    targets = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text)
+    for target, anchor in targets:
+        file = (page.parent / target) if target else page
+        assert file.exists(), target
+        assert not anchor or anchor in anchors(file.read_text()), f"{target}#{anchor}"
+
+
+def anchors(text: str) -> set[str]:
+    """List the anchors of the headings of a page, as GitHub forms them."""
+    headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
 
 
 def test_every_line_of_the_example_runs(demo, tmp_path, monkeypatch, capsys):
