@@ -1,23 +1,15 @@
 """The config: checked against its schema, defaults filled in, a dataset's overrides merged.
 
 The schema, ``config/schemas/config.schema.yaml``, is the one place for keys, types, bounds,
-defaults and descriptions. ``python scripts/scrna/config/settings.py`` writes the settings in
-``config/config.yaml`` from it anew.
+defaults and descriptions.
 """
 
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":
-    sys.path.append(str(Path(__file__).parents[2]))
 
 from scrna.config.clustering_checks import clustering_problems
 from scrna.config.schema import (
-    SCHEMA,
-    as_yaml,
     errors_in,
     nearest,
     resolve,
@@ -30,7 +22,6 @@ from scrna.steps import MATRIX_STEPS, SECTIONS
 
 #: What `run: auto` takes: bytes of GPU memory from which on, and the dataset.
 PICKS = [(96e9, "cell_atlas"), (24e9, "brain_1m")]
-MARK = "# ---- every setting of every step, with its default (written from the schema) ----"
 #: The PCA solvers of each backend, by what they are given: see scanpy.pp.pca and rsc.pp.pca.
 SOLVERS = {
     ("cpu", "a sparse matrix"): ["auto", "arpack", "covariance_eigh"],
@@ -251,36 +242,3 @@ def _dataset(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     for section in SECTIONS:
         full[section] = {**config[section], **given.get(section, {})}
     return full
-
-
-# -------------------------------------------------------------------------- config.yaml, generated
-
-
-def render_settings() -> str:
-    """Write the settings of every step with their defaults and descriptions, as YAML."""
-    lines = [MARK, ""]
-    for key, rule in schema()["properties"].items():
-        if key in ("datasets", "run"):
-            continue
-        rule = resolve(rule)
-        lines.append(f"# {rule['description']}")
-        if rule.get("type") == "object":
-            lines.append(f"{key}:")
-            for name, child in rule["properties"].items():
-                child = resolve(child)
-                lines += [f"  # {child['description']}", f"  {name}: {as_yaml(child['default'])}"]
-        else:
-            lines.append(f"{key}: {as_yaml(rule['default'])}")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def main() -> None:
-    """Write the generated part of config/config.yaml anew."""
-    path = SCHEMA.parents[1] / "config.yaml"
-    written_by_hand = path.read_text().split(MARK)[0]
-    path.write_text(written_by_hand + render_settings())
-
-
-if __name__ == "__main__":
-    main()
