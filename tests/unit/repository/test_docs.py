@@ -79,3 +79,11 @@ def test_every_line_of_the_example_runs(demo, tmp_path, monkeypatch, capsys):
     assert (abs(shares.sum() - 1) < 1e-9).all()
     assert scope["part"].n_obs == scope["adata"].obs["leiden"].value_counts().iloc[0]
     mpl.pyplot.close("all")
+
+
+def test_measurements_hold_what_is_current_and_name_files_that_exist():
+    text = (ROOT / "docs/measurements.md").read_text()
+    assert len(text.splitlines()) < 200
+    files = re.findall(r"\b(?:bench|tests)/[\w/]+(?:\.\w+)?", text)
+    assert files
+    assert [name for name in files if not (ROOT / name).exists()] == []
