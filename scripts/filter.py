@@ -1,11 +1,23 @@
-"""Which cells and genes stay, and why the others go.
+"""Choose the cells and genes to keep, and record why others are removed.
 
-A cell goes if it breaks a bound of the section ``filter``; a gene if fewer than ``min_cells`` of
-the cells that stay have it. Nothing is cut from the matrix: the result is a pair of masks,
-``obs/keep`` and ``var/keep``, with ``obs/filter_reason`` (every bound a cell breaks), and a table
-of how many each bound took.
+Purpose
+    Masks of cells and genes. The matrix is not cut; later steps apply the masks when they read it.
 
-Settings: section ``filter``. Inputs: ``counts.zarr``, qc. Outputs: a step file, ``filter.csv``.
+Method
+    A cell is removed if it breaks a bound of section ``filter``; a gene if fewer than ``min_cells``
+    of the kept cells have it.
+
+Settings
+    Section ``filter``.
+
+Inputs
+    ``counts.zarr``, qc.
+
+Outputs
+    A step file: obs ``keep``, ``filter_reason`` (all bounds that a cell breaks); var ``keep``,
+    ``n_cells_kept``.
+
+    ``filter.csv``: per bound the number of cells that break it, and that break only it.
 """
 
 import csv

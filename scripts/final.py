@@ -1,15 +1,24 @@
-"""One AnnData of everything: the kept cells and genes, and what every step found about them.
+"""Gather the results of all steps in one AnnData.
 
-``final.zarr`` opens with ``anndata.read_zarr``. X holds log-normalised values and
-``layers["counts"]`` the counts, both CSR, whose files are those of ``matrix.zarr``; all other slots
-have the names that scanpy's plots look for. Where there are two representations the plain names
-(``X_umap``, ``leiden``, ``neighbors``) are those after integration, and the ones before it end in
-``_pca`` (``X_umap_pca``, ``leiden_pca``, ``neighbors_pca``). ``uns["provenance"]`` tells how each
-step came to its result, as JSON by step. The names that ``annotations`` give to clusters become
-``obs/cell_type``.
+Purpose
+    One object that scanpy, rapids-singlecell and other AnnData readers open.
 
-Settings: ``annotations``. Inputs: ``counts.zarr``, ``matrix.zarr`` and all step files. Output:
-``final.zarr``.
+Method
+    Slots of the step files are cut to the kept cells and genes. The matrices of ``matrix.zarr`` are
+    taken over as hard links, or copied where there are none.
+
+Settings
+    ``annotations`` of the dataset: names of clusters, which become obs ``cell_type``.
+
+Inputs
+    ``counts.zarr``, ``matrix.zarr`` and all step files.
+
+Outputs
+    ``final.zarr``: X (log-normalised), layers ``counts``, and the slots of all steps under the
+    names that scanpy's plots use. With two representations the plain names (``X_umap``, ``leiden``,
+    ``neighbors``) are those after integration; those before it end in ``_pca`` (``X_umap_pca``,
+    ``leiden_pca``, ``neighbors_pca``). uns ``provenance``: parameters, versions and digests of each
+    step, as JSON.
 """
 
 import json

@@ -1,5 +1,6 @@
 """What the README shows is what the workflow does."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -87,3 +88,27 @@ def test_measurements_hold_what_is_current_and_name_files_that_exist():
     files = re.findall(r"\b(?:bench|tests)/[\w/]+(?:\.\w+)?", text)
     assert files
     assert [name for name in files if not (ROOT / name).exists()] == []
+
+
+FORM = ["Purpose", "Method", "Settings", "Inputs", "Outputs"]
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in (ROOT / "scripts").glob("*.py")))
+def test_the_documentation_of_a_step_has_one_form(script):
+    text = ast.get_docstring(ast.parse((ROOT / f"scripts/{script}.py").read_text()))
+    summary, *rest = text.split("\n\n", 1)
+    assert summary.endswith(".")
+    assert rest
+    found = re.findall(r"^(\w+)\n +\S", rest[0], flags=re.MULTILINE)
+    assert found == [part for part in FORM if part in found or part != "Method"]
+
+
+def test_every_rule_has_a_docstring_and_every_file_of_rules_its_inputs_and_outputs():
+    for path in sorted((ROOT / "rules").glob("*.smk")):
+        text = path.read_text()
+        assert text.startswith('"""'), path.name
+        rules = re.findall(r"^rule (\w+):\n(.*)\n", text, flags=re.MULTILINE)
+        assert [name for name, first in rules if not first.startswith('    """')] == []
+        if rules:
+            opening = text.split('"""')[1]
+            assert re.search("^Inputs: .*^Outputs: ", opening, flags=re.DOTALL | re.MULTILINE)
