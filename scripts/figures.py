@@ -118,7 +118,7 @@ def figures(
 
 
 def genes(hvg: Path, filtered: Path, pca: Path) -> Iterator[tuple]:
-    """Name the pictures of genes and components, each with a function that draws it."""
+    """Yield the figures of genes and components: name and function that draws it."""
     from scrna.plots import dataset_figures as draw
 
     var = {
@@ -130,7 +130,7 @@ def genes(hvg: Path, filtered: Path, pca: Path) -> Iterator[tuple]:
 
 
 def clusters(files: Files, groups: Groups, types: Groups, qc: Path, filtered: Path):
-    """Name the pictures of clusters, each with a function that draws it."""
+    """Yield the figures of clusters: name and function that draws it."""
     from scrna.plots import dataset_figures as draw
 
     yield from embedding("UMAP", files, types | groups, qc, filtered)
@@ -238,7 +238,7 @@ def diffusion_map(trajectory: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def annotated(files: Files, annotations: dict[str, dict[str, str]]) -> Groups:
-    """Give the cells' types by the names of their clusters, as ``cell_type``, where some are."""
+    """Return ``cell_type`` of the cells from the names of their clusters, if there are any."""
     reps = [rep for rep, name in files if name == "leiden"]
     found = {}
     for clustering, names in annotations.items():

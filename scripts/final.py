@@ -118,7 +118,7 @@ def final(
 
 
 def readable(table):
-    """Give the columns of a table types that every reader of AnnData files knows.
+    """Convert the columns of a table to types that all readers of AnnData files know.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def readable(table):
 
 
 def annotated(obs, clustering: str, names: dict[str, str]):
-    """Name the clusters of a clustering, in a column ``cell_type``.
+    """Add the names of clusters as a column ``cell_type``.
 
     Parameters
     ----------
@@ -220,7 +220,7 @@ def gather(steps: list[Path], cells: np.ndarray, genes: np.ndarray) -> dict[str,
 
 
 def final_name(slot: str, name: str, suffix: str) -> str:
-    """Name a slot of a representation as scanpy's functions derive it: X_umap → X_umap_pca."""
+    """Return the name of a slot in the final AnnData: X_umap → X_umap_pca."""
     if suffix and slot == "obsp":
         return f"neighbors{suffix}_{name}"
     if name == "leiden_sizes":
@@ -229,7 +229,7 @@ def final_name(slot: str, name: str, suffix: str) -> str:
 
 
 def renamed(name: str, value: Any, suffix: str) -> Any:
-    """Let what a uns entry refers to follow the names in the final object."""
+    """Rename what a uns entry refers to, as it is named in the final AnnData."""
     if not suffix:
         return value
     if name == "neighbors":
@@ -245,7 +245,7 @@ def renamed(name: str, value: Any, suffix: str) -> Any:
 
 
 def take_over(matrix: Path, root) -> None:
-    """Give a store the matrices of another one, without copying what lies on one file system.
+    """Link the matrices of one store into another; copy them across file systems.
 
     zarr never writes into a file, it puts a new one in its place: what is later changed in one
     store does not change in the other.

@@ -6,8 +6,8 @@ Purpose
 Method
     ``highly_variable_genes`` of scanpy or rapids-singlecell: ``cell_ranger`` (Zheng et al. 2017)
     and ``seurat`` (Satija et al. 2015) on log-normalised values, ``seurat_v3`` (Stuart et al. 2019)
-    and ``pearson_residuals`` (Lause et al. 2021) on counts. With ``batch_key`` genes are ranked within
-    each batch and the ranks combined.
+    and ``pearson_residuals`` (Lause et al. 2021) on counts. With ``batch_key`` genes are ranked
+    within each batch and the ranks combined.
 
 Settings
     Section ``hvg``.
@@ -251,7 +251,7 @@ def _expm1(block):
 
 
 def largest_share(batches: np.ndarray | None) -> float:
-    """Tell the share of the cells in the largest batch, which libraries copy; 1 without batches."""
+    """Return the share of cells in the largest batch, which libraries copy; 1 without batches."""
     import pandas as pd
 
     shares = pd.Series(batches).value_counts(normalize=True)

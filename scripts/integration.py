@@ -48,7 +48,7 @@ from scrna.workflow.rule import run
 
 @step
 def integration(scores: Path, leiden: list[Path], out: Path, table: Path) -> None:
-    """Compare the clusters with the labels and say what became of batches and biology.
+    """Compare clusters with labels and judge the integration.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def integration(scores: Path, leiden: list[Path], out: Path, table: Path) -> Non
 
 
 def write_table(path: Path, rows: dict[str, dict[str, float]], n_cells: int) -> None:
-    """Write the scores, a row a representation."""
+    """Write the scores, a row per representation."""
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["representation", "n_cells", *rows["pca"]])
         writer.writeheader()

@@ -152,7 +152,7 @@ def markers(
 
 
 def genes_at_once(n_groups: int, n_genes: int, backend: str) -> int:
-    """Tell how many genes' histograms fit into memory, with all that are summed up in blocks.
+    """Return the number of genes whose histograms fit in memory, including those summed in blocks.
 
     The library asks the device what is free, which takes no account of gpu.limit_gb nor of blocks
     that are worked on at the same time.
@@ -162,7 +162,7 @@ def genes_at_once(n_groups: int, n_genes: int, backend: str) -> int:
 
 
 def groups_to_test(labels, groupby: str, min_cells: int, method: str) -> list[str]:
-    """List the groups with cells enough, in the order of their categories.
+    """List the groups with enough cells, in the order of their categories.
 
     Raises
     ------
@@ -184,7 +184,7 @@ def groups_to_test(labels, groupby: str, min_cells: int, method: str) -> list[st
 
 
 def as_table(ranked: dict):
-    """Turn ``rank_genes_groups`` into one table.
+    """Convert ``rank_genes_groups`` to one table.
 
     Parameters
     ----------

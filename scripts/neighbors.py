@@ -71,7 +71,7 @@ def neighbors(
     backend: str,
     seed: int,
 ) -> None:
-    """Find the nearest neighbors of each cell and weigh them.
+    """Find the nearest neighbors of each cell and compute the weights of the graph.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def to_try(
 def _search(
     array, key: str, n_neighbors: int, metric: str, search, how: dict, backend: str, seed: int
 ):
-    """Make the graph with the backend's library."""
+    """Build the graph with the library of the backend."""
     adata = anndata_without_names(len(array), obsm={key: array})
     own = {"algorithm": search, "algorithm_kwds": how} if backend == "gpu" else {}
     if backend == "cpu":

@@ -68,7 +68,7 @@ def trajectory(
     backend: str,
     seed: int,
 ) -> None:
-    """Order the cells.
+    """Compute diffusion map, PAGA and, with a root, pseudotime.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ def diffusion_map(adata, n_comps: int, backend: str, seed: int) -> None:
 
 
 def links(distances, clusters) -> dict:
-    """Compute how strongly the Leiden clusters are linked, PAGA (Wolf et al. 2019).
+    """Compute how strongly Leiden clusters are connected: PAGA (Wolf et al. 2019).
 
     These are the numbers of ``scanpy.tl.paga`` (1.12, model v1.2), without the igraph graph that it
     makes of all edges, which takes thirty times as long. A link's strength is the number of edges

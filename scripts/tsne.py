@@ -5,8 +5,9 @@ Purpose
     cells, because it takes long and shows what UMAP shows; the log says so.
 
 Method
-    t-SNE (van der Maaten & Hinton 2008): cuML on the GPU, scikit-learn on the CPU, with at least three
-    neighbors per unit of perplexity. With few cells the perplexity is lowered, with a warning.
+    t-SNE (van der Maaten & Hinton 2008): cuML on the GPU, scikit-learn on the CPU, with at least
+    three neighbors per unit of perplexity. With few cells the perplexity is lowered, with a
+    warning.
 
 Settings
     Section ``tsne``.
@@ -59,7 +60,7 @@ def tsne(
     seed: int,
     threads: int = 1,
 ) -> None:
-    """Lay the cells out with t-SNE.
+    """Compute the t-SNE embedding.
 
     Parameters
     ----------

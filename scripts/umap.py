@@ -52,7 +52,7 @@ def umap(
     backend: str,
     seed: int,
 ) -> None:
-    """Lay the cells out with UMAP.
+    """Compute the UMAP embedding.
 
     Parameters
     ----------

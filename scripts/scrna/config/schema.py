@@ -62,7 +62,7 @@ def errors_in(config: Mapping[str, Any]) -> list[str]:
 
 
 def _explain(error: jsonschema.ValidationError) -> Iterator[str]:
-    """Say what is wrong with a config key, a sentence for each unknown one."""
+    """Describe what is wrong with a config key, in a sentence for each unknown one."""
     where = ".".join(map(str, error.absolute_path)) or "the config"
     if error.validator == "additionalProperties":
         known = list(error.schema["properties"])
@@ -81,7 +81,7 @@ def _explain(error: jsonschema.ValidationError) -> Iterator[str]:
 
 
 def _as_number(error: jsonschema.ValidationError) -> str:
-    """Say how to write a number that YAML reads as something else."""
+    """Describe how to write a number that YAML reads as something else."""
     if error.validator not in ("type", "anyOf") or not isinstance(error.instance, str | float):
         return ""
     try:

@@ -140,7 +140,7 @@ def batch_keys(dataset: Mapping[str, Any]) -> list[str]:
 
 
 def annotations(dataset: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Give a dataset's names for clusters; YAML reads a cluster's number as one, without quotes."""
+    """Return the cluster names of a dataset, with cluster numbers as text."""
     return {
         clustering: {str(cluster): name for cluster, name in names.items()}
         for clustering, names in dataset["annotations"].items()
@@ -155,7 +155,7 @@ def _listed(problems: list[str]) -> str:
 
 
 def _problems(dataset: Mapping[str, Any], backend: str) -> Iterator[str]:
-    """Say what in a dataset's settings cannot be done."""
+    """Find settings of a dataset that cannot be carried out."""
     if dataset["kind"] != "simulate" and not dataset["source"]:
         yield "source is missing: the URL or path of the counts"
     bounds = dataset["filter"]
@@ -230,7 +230,7 @@ def _pattern_problems(qc: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _dataset(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Give a dataset its sections: the config's, overridden by its own."""
+    """Complete a dataset with the sections of the config, overridden by its own."""
     given = config["datasets"][name]
     rule = resolve(schema()["$defs"]["dataset"])
     own = {key: rule["properties"][key] for key in rule["properties"] if key not in SECTIONS}

@@ -127,7 +127,7 @@ def _judge_mixing(before, after, batch_key: str, label_key: str | None) -> tuple
             "unknown",
             0,
             f"The mixing of {batch_key} cannot be judged: {of_what} in one batch, so that "
-            f"{chance:.1f} of {N_NEIGHBORS} neighbors are expected from a cell's own batch by chance.",
+            f"{chance:.1f} of {N_NEIGHBORS} neighbors are of a cell's own batch by chance.",
         )
     above, above_before = (
         N_NEIGHBORS * (row["same_batch"] - row["same_batch_expected"]) for row in (after, before)

@@ -107,7 +107,8 @@ def _notes(results: Results, kind: str) -> Iterator[Finding]:
         yield Finding("note", "simulate", text)
     source = results.source
     if source["n_obs_source"] > source["n_obs"]:
-        text = f"keep_obs selects {source['n_obs']:,} of {source['n_obs_source']:,} cells of the source."
+        n, n_source = source["n_obs"], source["n_obs_source"]
+        text = f"keep_obs selects {n:,} of {n_source:,} cells of the source."
         yield Finding("note", "convert", text)
     if results.reps == ["pca"]:
         text = (

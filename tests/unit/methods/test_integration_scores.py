@@ -231,7 +231,7 @@ def test_batches_between_the_extremes_are_partly_mixed():
     touched = apart(by=1.5)
     verdict = judge(row(apart()), row(touched), "batch", None)
     assert verdict[:3] == ("partly mixed", "unknown", "better")
-    assert "Without a label_key it cannot be judged whether cell types are kept." in verdict.sentence
+    assert "it cannot be judged whether cell types are kept." in verdict.sentence
 
 
 def test_nothing_gets_worse_without_a_batch_effect():
@@ -250,8 +250,8 @@ def test_one_batch_and_no_label_cannot_be_judged():
     verdict = judge(*[row(POINTS, one, None)] * 2, "batch", None)
     assert verdict[:3] == ("unknown", "unknown", "unknown")
     assert verdict.sentence == (
-        "batch has only one batch: there is nothing to mix. Without a label_key it cannot be judged "
-        "whether cell types are kept. The integration cannot be judged."
+        "batch has only one batch: there is nothing to mix. Without a label_key it cannot be "
+        "judged whether cell types are kept. The integration cannot be judged."
     )
 
 
