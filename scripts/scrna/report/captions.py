@@ -218,7 +218,7 @@ def _of_genes(results: Results, what: str, rep: str) -> tuple[str, str]:
 _EXPRESSION = "Expression is log-normalised: ln(1 + counts scaled to the same total per cell)."
 _KINDS = {
     "dotplot": "colour is the mean, size is the share of cells in the group that express the gene",
-    "heatmap": "colour is the mean of the group, from the lowest (0) to the highest (1) of the gene",
+    "heatmap": "colour is the mean of the group, from its lowest (0) to its highest (1) for a gene",
 }
 
 #: Name of a figure (a regular expression) → topic, title, function for the caption.
