@@ -5,6 +5,7 @@
 # make campaign  very many bad inputs, kills and damages, in some 30 minutes; prints a table
 # make lint   the linters, as CI runs them
 # make notebook  set up JupyterLab as well and start it on 127.0.0.1; it prints an address with a token
+# make config  write config/config.yaml and config/README.md again from the schema
 # make dry-runs  plan a run of every config that ships
 # make pins   compile envs/*.txt and envs/*.yaml again from pyproject.toml
 # make clean  take away the environment and the tools; results stay
@@ -20,7 +21,7 @@ PROFILE := $(if $(GPU),spark,cpu)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHON
 
-.PHONY: run stop test test-portable campaign lint dry-runs notebook jupyter pins clean env
+.PHONY: run stop test test-portable campaign lint config dry-runs notebook jupyter pins clean env
 
 run: env
 	snakemake --profile $(PROFILE) $(ARGS)
@@ -44,6 +45,9 @@ lint: env
 	snakefmt --check Snakefile rules
 	codespell
 	snakemake --lint
+
+config: env
+	python scripts/scrna/config/reference.py
 
 dry-runs: env
 	python .ci/dry_runs.py $(ARGS)

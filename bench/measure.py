@@ -1,4 +1,4 @@
-"""Tell what the rules of a finished run took: python bench/measure.py DATASET [DATASET ...].
+"""Print what the rules of a finished run took: python bench/measure.py DATASET [DATASET ...].
 
 Prints a Markdown table for each dataset, from the benchmark files (wall seconds of the process, the
 most device memory in use), the logs (seconds to import) and the provenance in the step files
@@ -30,7 +30,7 @@ def rows(dataset: str) -> list[dict]:
 
 
 def how(row: dict) -> str:
-    """Say how a step ran: in memory or in blocks, and whether in a warm worker."""
+    """Return how a step ran: in memory or in blocks, and whether in a worker."""
     execution = row.get("execution")
     mode = execution.get("mode") if isinstance(execution, dict) else execution
     said = [mode] if mode else []

@@ -94,7 +94,7 @@ THREADS = 4
 
 
 def load_of(step: str, files: dict[str, Any], settings: dict[str, Any]) -> dict[str, int]:
-    """Tell the bytes that a step has to move, from its inputs: read, moved and worked."""
+    """Compute the bytes that a step has to move, from its inputs: read, moved and worked."""
     if step not in ON_MATRIX:
         name, slot = ARRAYS[step]
         read, moved = stored_arrays(files[name], slot, settings.get("n_pcs"))
@@ -117,7 +117,7 @@ def shards(counts: Path) -> list[Path]:
 
 
 def stored_arrays(path: Path, slot: str, n_columns: int | None) -> tuple[int, int]:
-    """Tell the bytes of the array or sparse matrix in a slot: on disk, and of so many columns."""
+    """Return the bytes of the array or matrix in a slot: on disk, and of so many columns."""
     with h5py.File(path) as file:
         found = file[slot]
         arrays = [found] if isinstance(found, h5py.Dataset) else list(found.values())
@@ -167,12 +167,12 @@ def memory_rates(backend: str) -> tuple[float | None, float]:
 
 
 def shortest(backend: str, call: Callable, *args) -> float:
-    """Tell the seconds of the shortest of three calls, after one that is not counted."""
+    """Return the seconds of the shortest of three calls, after one that is not counted."""
     return min([timed(backend, call, *args) for _ in range(4)][1:])
 
 
 def timed(backend: str, call: Callable, *args) -> float:
-    """Tell the seconds of a call, until the GPU has done all of it."""
+    """Return the seconds of a call, until the GPU has done all of it."""
     if backend == "gpu":
         from cupy.cuda import Device
 

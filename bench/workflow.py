@@ -104,7 +104,7 @@ def changed(options: argparse.Namespace, datasets: list[str]) -> tuple[dict, int
 
 
 def compared(median: float, notebook: Path) -> dict[str, float]:
-    """Say how the time relates to the notebook's."""
+    """Compare the time with that of the notebook."""
     other = json.loads(notebook.read_text())
     ratios = {
         "notebook_steps": other["seconds"],

@@ -21,14 +21,14 @@ LAYERS = {
     "resources": "GPUs, memory, what a step needs, the plan, kept matrices, locks",
     "config": "schema, settings, datasets, the parameters of each step",
     "data": "counts, step files, the matrix in memory or in blocks, the neighbor graph",
-    "methods": "what is more than one call of scanpy's or rapids-singlecell's",
-    "plots": "pictures",
-    "report": "the page",
+    "methods": "Harmony, t-SNE, clustering, scores: more than one call of a library",
+    "plots": "figures",
+    "report": "the HTML report",
     "ingest": "downloads, file formats, tables of cells and genes, simulated data",
-    "step": "what every step has, and the set-up of the process that it runs in",
+    "step": "what all steps share, and the set-up of the process that runs one",
     "dask_cluster": "steps on a Dask cluster that exists",
-    "engine": "the warm worker",
-    "workflow": "what the rules and the Snakefile call",
+    "engine": "the worker process that stays loaded",
+    "workflow": "functions that the rules and the Snakefile call",
 }
 #: Layers that hold the science: they know nothing of the engine and of Snakemake.
 SCIENCE = ("data", "methods", "plots", "report", "ingest")
@@ -84,7 +84,7 @@ def layer_of(name: str) -> str:
 
 
 def picture() -> str:
-    """Draw which layer imports which as Mermaid, without the arrows that others imply."""
+    """Draw which layer imports which as Mermaid, without the arrows that other arrows imply."""
     between = nx.DiGraph()
     between.add_nodes_from(LAYERS)
     for one, other in graph().edges:

@@ -1,7 +1,7 @@
-"""Draw the rules into the README: python docs/rulegraph.py.
+"""Draw the rules into README.md and docs/architecture.md: python docs/rulegraph.py.
 
-Takes the graph from ``snakemake --rulegraph`` for the demo and leaves out the arrows that others
-imply, so that a reader sees the order of the steps and not every file that a step reads.
+The graph is that of ``snakemake --rulegraph`` for the demo, without the arrows that other arrows
+imply. It shows the order of the steps, not every file that a step reads.
 """
 
 import os
@@ -14,12 +14,12 @@ from pathlib import Path
 import networkx as nx
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+PAGES = (ROOT / "README.md", ROOT / "docs/architecture.md")
 BEGIN, END = "<!-- rulegraph: python docs/rulegraph.py -->", "<!-- end of rulegraph -->"
 
 
 def rulegraph() -> nx.DiGraph:
-    """Ask Snakemake for the graph of the demo's rules, with the download that stands for a URL."""
+    """Read the graph of the demo's rules from Snakemake."""
     command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--rulegraph"]
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
@@ -45,23 +45,25 @@ def uses_gpu() -> set[str]:
 
 
 def picture() -> str:
-    """Draw the graph as Mermaid, which code hosts render; GPU rules have round corners."""
+    """Draw the graph as Mermaid, which code hosts render; GPU rules are green."""
     graph = nx.transitive_reduction(rulegraph())
-    on_gpu = uses_gpu()
-    lines = ["```mermaid", "flowchart LR"]
-    for name in sorted(graph):
-        label = "download or simulate" if name == "simulate" else name
-        lines.append(f"  {name}({label}):::gpu" if name in on_gpu else f"  {name}[{label}]")
-    lines += [f"  {one} --> {other}" for one, other in sorted(graph.edges)]
-    lines += ["  classDef gpu fill:#76b900,stroke:#4b7600,color:#000", "```"]
+    lines = ["```mermaid", "flowchart LR", "  simulate[download or simulate]"]
+    lines += [
+        f"  {rule} --> {' & '.join(sorted(graph.successors(rule)))}"
+        for rule in nx.lexicographical_topological_sort(graph)
+        if graph.out_degree(rule)
+    ]
+    lines += ["  classDef gpu fill:#76b900,stroke:#4b7600,color:#000"]
+    lines += [f"  class {','.join(sorted(uses_gpu() & set(graph)))} gpu", "```"]
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Write the picture between its marks in the README."""
-    before, rest = README.read_text().split(BEGIN)
-    after = rest.split(END)[1]
-    README.write_text(f"{before}{BEGIN}\n{picture()}\n{END}{after}")
+    """Write the picture between its marks in both pages."""
+    drawn = picture()
+    for page in PAGES:
+        before, rest = page.read_text().split(BEGIN)
+        page.write_text(f"{before}{BEGIN}\n{drawn}\n{END}{rest.split(END)[1]}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,13 @@
-"""Clusters of the neighbor graph."""
+"""Purpose: clusters of the cells.
+
+Inputs: results/{dataset}/{rep}/neighbors.h5.
+
+Outputs: results/{dataset}/{rep}/leiden.h5, louvain.h5.
+"""
 
 
 rule leiden:
+    """Cluster the cells with Leiden."""
     input:
         neighbors=rules.neighbors.output.out,
     output:
@@ -26,6 +32,7 @@ rule leiden:
 
 
 rule louvain:
+    """Cluster the cells with Louvain, if it is enabled."""
     input:
         neighbors=rules.neighbors.output.out,
     output:

@@ -1,4 +1,9 @@
-"""The config files, checked before Snakemake reads the workflow's own."""
+"""Purpose: check the config files before Snakemake reads them, so that an error names its file and line.
+
+Inputs: config/config.yaml and the files given by --configfile.
+
+Outputs: CONFIG_FILES, each file with its content, for common.smk.
+"""
 
 import sys
 from pathlib import Path

@@ -1,7 +1,13 @@
-"""The neighbor graph of a representation, and pictures of it."""
+"""Purpose: the neighbor graph of a representation, UMAP and t-SNE.
+
+Inputs: results/{dataset}/{rep}/{rep}.h5, where rep is pca or harmony.
+
+Outputs: results/{dataset}/{rep}/neighbors.h5, umap.h5, tsne.h5.
+"""
 
 
 rule neighbors:
+    """Build the neighbor graph."""
     input:
         representation_of=targets.representation,
     output:
@@ -26,6 +32,7 @@ rule neighbors:
 
 
 rule umap:
+    """Compute the UMAP embedding."""
     input:
         neighbors=rules.neighbors.output.out,
         representation_of=targets.representation,
@@ -51,6 +58,7 @@ rule umap:
 
 
 rule tsne:
+    """Compute the t-SNE embedding."""
     input:
         representation_of=targets.representation,
     output:

@@ -1,7 +1,13 @@
-"""From a source to the count matrix on disk: resources/, results/{dataset}/counts.zarr."""
+"""Purpose: get the counts of a dataset onto disk, once, in the form that all steps read.
+
+Inputs: the source of the dataset (URL, file or folder), or the settings of the simulator.
+
+Outputs: resources/ (downloads), results/{dataset}/counts.zarr, counts.json.
+"""
 
 
 rule download:
+    """Download the file of a dataset whose source is a URL."""
     output:
         out="resources/{dataset}.{suffix}",
     log:
@@ -26,6 +32,7 @@ rule download:
 
 
 rule simulate:
+    """Simulate counts, for a dataset of kind simulate."""
     output:
         h5ad="resources/{dataset}.h5ad",
     log:
@@ -49,6 +56,7 @@ rule simulate:
 
 
 rule convert:
+    """Find the raw counts of the source, check them and write them as zarr."""
     input:
         source=targets.source_files,
     output:

@@ -1,7 +1,13 @@
-"""Representations of the cells: principal components, these integrated over batches, and how well."""
+"""Purpose: representations of the cells, before and after integration, and scores of the integration.
+
+Inputs: counts.zarr, the step files of preprocess.smk.
+
+Outputs: results/{dataset}/pca/pca.h5, harmony/harmony.h5, integration_scores.h5, integration.h5, integration.csv.
+"""
 
 
 rule pca:
+    """Compute principal components."""
     input:
         counts=rules.convert.output.counts,
         qc=rules.qc.output.out,
@@ -31,6 +37,7 @@ rule pca:
 
 
 rule harmony:
+    """Integrate the batches with Harmony."""
     input:
         counts=rules.convert.output.counts,
         filtered=rules.filter.output.out,
@@ -57,6 +64,7 @@ rule harmony:
 
 
 rule integration_scores:
+    """Score the representations before and after integration, as far as that needs no clusters."""
     input:
         counts=rules.convert.output.counts,
         filtered=rules.filter.output.out,
@@ -83,6 +91,7 @@ rule integration_scores:
 
 
 rule integration:
+    """Compare before and after integration, in scores and a sentence."""
     input:
         scores=rules.integration_scores.output.out,
         leiden=expand("results/{{dataset}}/{rep}/leiden.h5", rep=REPS),
@@ -109,6 +118,6 @@ rule integration:
         settings=settings("integration"),
         code=code("integration"),
     message:
-        "{wildcards.dataset}: how well the integration did"
+        "{wildcards.dataset}: compare before and after integration"
     script:
         "../scripts/integration.py"

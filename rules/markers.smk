@@ -1,7 +1,13 @@
-"""Genes that tell groups of cells apart."""
+"""Purpose: marker genes of the clusters, or of the groups of an obs column.
+
+Inputs: counts.zarr, the filter, the normalisation, the clusters.
+
+Outputs: results/{dataset}/{rep}/markers.h5, markers.csv.
+"""
 
 
 rule markers:
+    """Rank the marker genes of each group."""
     input:
         counts=rules.convert.output.counts,
         filtered=rules.filter.output.out,

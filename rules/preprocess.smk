@@ -1,7 +1,13 @@
-"""From counts to masks, factors and the genes that matter: results/{dataset}/*.h5."""
+"""Purpose: quality control, filter, normalisation and highly variable genes.
+
+Inputs: counts.zarr.
+
+Outputs: results/{dataset}/qc.h5, filter.h5, filter.csv, normalize.h5, hvg.h5. The matrix itself is not written again.
+"""
 
 
 rule qc:
+    """Compute quality metrics of cells and genes."""
     input:
         counts=rules.convert.output.counts,
     output:
@@ -20,12 +26,13 @@ rule qc:
         settings=settings("qc"),
         code=code("qc"),
     message:
-        "{wildcards.dataset}: quality of cells and genes"
+        "{wildcards.dataset}: quality metrics"
     script:
         "../scripts/qc.py"
 
 
 rule filter:
+    """Choose the cells and genes to keep."""
     input:
         counts=rules.convert.output.counts,
         qc=rules.qc.output.out,
@@ -52,12 +59,13 @@ rule filter:
         code=code("filter"),
         untracked=params.needed,
     message:
-        "{wildcards.dataset}: which cells and genes stay"
+        "{wildcards.dataset}: choose cells and genes to keep"
     script:
         "../scripts/filter.py"
 
 
 rule normalize:
+    """Compute the size factor of each cell."""
     input:
         counts=rules.convert.output.counts,
         filtered=rules.filter.output.out,
@@ -83,6 +91,7 @@ rule normalize:
 
 
 rule hvg:
+    """Select highly variable genes."""
     input:
         counts=rules.convert.output.counts,
         filtered=rules.filter.output.out,

@@ -1,7 +1,13 @@
-"""What a person takes away."""
+"""Purpose: the results for people: one AnnData, figures, the report.
+
+Inputs: counts.zarr and all step files.
+
+Outputs: results/{dataset}/matrix.zarr, final.zarr, final.h5ad, the folders of figures, report.html.
+"""
 
 
 rule matrix:
+    """Write the matrices of the final AnnData, while other steps use the GPU."""
     input:
         counts=rules.convert.output.counts,
         filtered=rules.filter.output.out,
@@ -21,12 +27,13 @@ rule matrix:
         settings=settings("matrix"),
         code=code("matrix"),
     message:
-        "{wildcards.dataset}: the matrices of the result"
+        "{wildcards.dataset}: matrices of the AnnData"
     script:
         "../scripts/matrix.py"
 
 
 rule final:
+    """Gather the results of all steps in one AnnData."""
     input:
         counts=rules.convert.output.counts,
         filtered=rules.filter.output.out,
@@ -49,12 +56,13 @@ rule final:
         settings=settings("final"),
         code=code("final"),
     message:
-        "{wildcards.dataset}: gather everything in one AnnData"
+        "{wildcards.dataset}: gather all results in one AnnData"
     script:
         "../scripts/final.py"
 
 
 rule h5ad:
+    """Write the final AnnData as h5ad, if final.h5ad is true."""
     input:
         store=rules.final.output.out,
     output:
@@ -77,6 +85,7 @@ rule h5ad:
 
 
 rule qc_figures:
+    """Draw figures of quality control as soon as the filter is known."""
     input:
         counts=rules.convert.output.counts,
         qc=rules.qc.output.out,
@@ -104,12 +113,13 @@ rule qc_figures:
         settings=settings("qc_figures"),
         code=code("qc_figures"),
     message:
-        "{wildcards.dataset}: pictures of the quality"
+        "{wildcards.dataset}: figures of quality control"
     script:
         "../scripts/qc_figures.py"
 
 
 rule figures:
+    """Draw the figures of a topic: genes, clusters, tsne or trajectory."""
     input:
         counts=rules.convert.output.counts,
         qc=rules.qc.output.out,
@@ -138,12 +148,13 @@ rule figures:
         settings=settings("figures"),
         code=code("figures"),
     message:
-        "{wildcards.dataset}: pictures of the {wildcards.topic}"
+        "{wildcards.dataset}: figures, {wildcards.topic}"
     script:
         "../scripts/figures.py"
 
 
 rule marker_figures:
+    """Draw markers and chosen genes."""
     input:
         counts=rules.convert.output.counts,
         filtered=rules.filter.output.out,
@@ -173,12 +184,13 @@ rule marker_figures:
         settings=settings("marker_figures"),
         code=code("marker_figures"),
     message:
-        "{wildcards.dataset}/{wildcards.rep}: pictures of genes"
+        "{wildcards.dataset}/{wildcards.rep}: figures of markers and genes"
     script:
         "../scripts/marker_figures.py"
 
 
 rule report:
+    """Write the HTML report of a dataset."""
     input:
         counts=rules.convert.output.counts,
         filtered=rules.filter.output.out,
@@ -210,6 +222,6 @@ rule report:
         page=page_digest(),
         untracked=params.as_used,
     message:
-        "{wildcards.dataset}: the report"
+        "{wildcards.dataset}: report"
     script:
         "../scripts/report.py"

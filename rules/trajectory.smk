@@ -1,7 +1,13 @@
-"""The order of the cells."""
+"""Purpose: the order of the cells along a process.
+
+Inputs: counts.zarr, the filter, the normalisation, the neighbor graph, Leiden clusters.
+
+Outputs: results/{dataset}/{rep}/trajectory.h5.
+"""
 
 
 rule trajectory:
+    """Compute the diffusion map, PAGA and pseudotime."""
     input:
         counts=rules.convert.output.counts,
         filtered=rules.filter.output.out,

@@ -20,11 +20,11 @@ Settings
     ``named``          cells, genes, labels and batches that the config names: likewise
     =================  =========================================================================
 
-Input
+Inputs
     ``source``: an ``.h5ad`` file (CSR, CSC or dense, AnnData 0.5 or later), a 10x ``.h5`` file, or
     a 10x mtx folder or its files. Features other than gene expression are left out.
 
-Output
+Outputs
     ``counts.zarr``: X uint16 (uint32 if a count exceeds 65,535), cells × genes; obs as in the
     source; var indexed by unique symbols, the source's index in ``gene_ids``.
 

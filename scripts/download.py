@@ -1,20 +1,26 @@
-"""Download a dataset's file.
+"""Download the file of a dataset.
 
 Purpose
-    Fetch the file that ``datasets.NAME.source`` names, over http or https. The transfer shows its
-    rate and the time left, resumes after a break (that of a killed run too), and retries a server
-    that is down for a while. A file that is cut off or not the right one never gets its name.
+    Fetch the file that ``datasets.NAME.source`` names. A file that is cut off or is the wrong one
+    never gets its name.
+
+Method
+    http or https. The transfer shows its rate and the time left, resumes after a break, also that
+    of a killed run, and retries if a server is down for a while.
 
 Settings
-    ===========  ====================================================================
-    ``url``      the address, its credentials cut out and its variables not filled in
-    ``version``  digest of the address with its variables filled in, where it has any
-    ``dataset``  whose address it is: the credentials are in this process's environment
-    ``sha256``   the file's SHA-256 digest; without one, a file named ``.h5ad``,
-                 ``.h5`` or ``.gz`` must at least open as that
-    ===========  ====================================================================
+    ===========  ======================================================================
+    ``url``      the address, without credentials, variables not expanded
+    ``version``  digest of the address with its variables expanded, if it has any
+    ``dataset``  name by which the credentials are found in the environment
+    ``sha256``   SHA-256 digest of the file; without one, a file named ``.h5ad``, ``.h5``
+                 or ``.gz`` must at least open as such
+    ===========  ======================================================================
 
-Output
+Inputs
+    None.
+
+Outputs
     ``out``: the file as the server has it.
 """
 

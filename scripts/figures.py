@@ -1,20 +1,33 @@
-"""Pictures of a dataset by topic, each topic in a folder of its own, as soon as its steps are done.
+"""Draw the figures of a dataset, a folder per topic, as soon as the steps of the topic are done.
 
-| topic | pictures |
-|---|---|
-| genes | ``hvg``, ``pca_variance`` |
-| clusters | ``umap``, and ``clusters_by_COLUMN`` for each batch column and the label |
-| tsne | ``tsne`` where it is computed |
-| trajectory | ``trajectory`` where it is computed |
+Purpose
+    Figures of genes, clusters, t-SNE and trajectory. Those of quality control are `qc_figures`,
+    those of markers `marker_figures`.
 
-Embeddings are shown by cluster, batch, label and qc columns, before and after integration side by
-side. Pictures of the cells' quality are `qc_figures`, those of markers `marker_figures`. They are
-drawn from step files and columns of obs, never from the matrix. Up to 100,000 cells each is drawn
-as a point; more are counted in small squares. Pictures without a cloud of points are there as SVG
-too. Clusters that ``annotations`` name show as ``cell_type`` as well.
+Method
+    Drawn from step files and columns of obs, never from the matrix. Up to 100,000 cells are drawn
+    as points; more are counted in small squares. Embeddings are coloured by cluster, batch, label
+    and quality, before and after integration side by side. Clusters with names in ``annotations``
+    are also shown as ``cell_type``. Figures without a scatter plot are written as SVG as well.
 
-Settings: ``dpi`` and ``formats`` of section ``figures``; for clusters and tsne ``batch_key``,
-``label_key`` and ``annotations``. Inputs: ``counts.zarr`` (obs) and step files. Output: a folder.
+Settings
+    ``dpi`` and ``formats`` of section ``figures``; for clusters and tsne ``batch_key``,
+    ``label_key`` and ``annotations`` of the dataset.
+
+Inputs
+    ``counts.zarr`` (obs) and step files.
+
+Outputs
+    A folder:
+
+    ==========  =====================================================================
+    topic       figures
+    ==========  =====================================================================
+    genes       ``hvg``, ``pca_variance``
+    clusters    ``umap``, and ``clusters_by_COLUMN`` for batch columns and the label
+    tsne        ``tsne``, if it is computed
+    trajectory  ``trajectory``, if it is computed
+    ==========  =====================================================================
 """
 
 import re
@@ -105,7 +118,7 @@ def figures(
 
 
 def genes(hvg: Path, filtered: Path, pca: Path) -> Iterator[tuple]:
-    """Name the pictures of genes and components, each with a function that draws it."""
+    """Yield the figures of genes and components: name and function that draws it."""
     from scrna.plots import dataset_figures as draw
 
     var = {
@@ -117,7 +130,7 @@ def genes(hvg: Path, filtered: Path, pca: Path) -> Iterator[tuple]:
 
 
 def clusters(files: Files, groups: Groups, types: Groups, qc: Path, filtered: Path):
-    """Name the pictures of clusters, each with a function that draws it."""
+    """Yield the figures of clusters: name and function that draws it."""
     from scrna.plots import dataset_figures as draw
 
     yield from embedding("UMAP", files, types | groups, qc, filtered)
@@ -225,7 +238,7 @@ def diffusion_map(trajectory: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def annotated(files: Files, annotations: dict[str, dict[str, str]]) -> Groups:
-    """Give the cells' types by the names of their clusters, as ``cell_type``, where some are."""
+    """Return ``cell_type`` of the cells from the names of their clusters, if there are any."""
     reps = [rep for rep, name in files if name == "leiden"]
     found = {}
     for clustering, names in annotations.items():

@@ -1,11 +1,23 @@
-"""Which cells and genes stay, and why the others go.
+"""Choose the cells and genes to keep, and record why others are removed.
 
-A cell goes if it breaks a bound of the section ``filter``; a gene if fewer than ``min_cells`` of
-the cells that stay have it. Nothing is cut from the matrix: the result is a pair of masks,
-``obs/keep`` and ``var/keep``, with ``obs/filter_reason`` (every bound a cell breaks), and a table
-of how many each bound took.
+Purpose
+    Masks of cells and genes. The matrix is not cut; later steps apply the masks when they read it.
 
-Settings: section ``filter``. Inputs: ``counts.zarr``, qc. Outputs: a step file, ``filter.csv``.
+Method
+    A cell is removed if it breaks a bound of section ``filter``; a gene if fewer than ``min_cells``
+    of the kept cells have it.
+
+Settings
+    Section ``filter``.
+
+Inputs
+    ``counts.zarr``, qc.
+
+Outputs
+    A step file: obs ``keep``, ``filter_reason`` (all bounds that a cell breaks); var ``keep``,
+    ``n_cells_kept``.
+
+    ``filter.csv``: per bound the number of cells that break it, and that break only it.
 """
 
 import csv
@@ -52,7 +64,7 @@ def filter_cells(
     named: dict[str, Any] | None = None,
     **bounds: float | None,
 ) -> None:
-    """Choose the cells and genes that stay.
+    """Choose the cells and genes to keep.
 
     Parameters
     ----------
@@ -129,7 +141,7 @@ def breaks(qc: Path, name: str, bound: float) -> np.ndarray:
 
 
 def reasons(broken: dict[str, np.ndarray], n_obs: int) -> tuple[np.ndarray, step_files.Categories]:
-    """Tell which cells stay, and for the others every bound that they break.
+    """Find the cells to keep, and for the others all bounds that they break.
 
     Parameters
     ----------
@@ -180,7 +192,7 @@ def as_text(rows: list[dict]) -> str:
 
 
 def in_words(row: dict) -> str:
-    """Tell what a bound took, as a biologist says it: ``57 over 5 % mt``."""
+    """Write how many cells a bound removed: ``57 over 5 % mt``."""
     kind, what = row["criterion"].split("_", 1)
     where = "under" if kind == "min" else "over"
     unit = what.replace("pct_", "% ")
@@ -229,7 +241,7 @@ def _without_mt(bound: float, missing_mt: str) -> None:
 
 
 def _too_few(n_kept: int, n_obs: int, fewest_cells: int, rows: list[dict]) -> str:
-    """Say that too few cells are left, and which bounds took them."""
+    """Describe that too few cells are left, and which bounds removed them."""
     if n_kept == n_obs:
         return (
             f"all {n_obs:,} cells pass the filter, but filter.fewest_cells is {fewest_cells}: "

@@ -1,15 +1,24 @@
-"""One AnnData of everything: the kept cells and genes, and what every step found about them.
+"""Gather the results of all steps in one AnnData.
 
-``final.zarr`` opens with ``anndata.read_zarr``. X holds log-normalised values and
-``layers["counts"]`` the counts, both CSR, whose files are those of ``matrix.zarr``; all other slots
-have the names that scanpy's plots look for. Where there are two representations the plain names
-(``X_umap``, ``leiden``, ``neighbors``) are those after integration, and the ones before it end in
-``_pca`` (``X_umap_pca``, ``leiden_pca``, ``neighbors_pca``). ``uns["provenance"]`` tells how each
-step came to its result, as JSON by step. The names that ``annotations`` give to clusters become
-``obs/cell_type``.
+Purpose
+    One object that scanpy, rapids-singlecell and other AnnData readers open.
 
-Settings: ``annotations``. Inputs: ``counts.zarr``, ``matrix.zarr`` and all step files. Output:
-``final.zarr``.
+Method
+    Slots of the step files are cut to the kept cells and genes. The matrices of ``matrix.zarr`` are
+    taken over as hard links, or copied where there are none.
+
+Settings
+    ``annotations`` of the dataset: names of clusters, which become obs ``cell_type``.
+
+Inputs
+    ``counts.zarr``, ``matrix.zarr`` and all step files.
+
+Outputs
+    ``final.zarr``: X (log-normalised), layers ``counts``, and the slots of all steps under the
+    names that scanpy's plots use. With two representations the plain names (``X_umap``, ``leiden``,
+    ``neighbors``) are those after integration; those before it end in ``_pca`` (``X_umap_pca``,
+    ``leiden_pca``, ``neighbors_pca``). uns ``provenance``: parameters, versions and digests of each
+    step, as JSON.
 """
 
 import json
@@ -109,7 +118,7 @@ def final(
 
 
 def readable(table):
-    """Give the columns of a table types that every reader of AnnData files knows.
+    """Convert the columns of a table to types that all readers of AnnData files know.
 
     Parameters
     ----------
@@ -139,7 +148,7 @@ def readable(table):
 
 
 def annotated(obs, clustering: str, names: dict[str, str]):
-    """Name the clusters of a clustering, in a column ``cell_type``.
+    """Add the names of clusters as a column ``cell_type``.
 
     Parameters
     ----------
@@ -211,7 +220,7 @@ def gather(steps: list[Path], cells: np.ndarray, genes: np.ndarray) -> dict[str,
 
 
 def final_name(slot: str, name: str, suffix: str) -> str:
-    """Name a slot of a representation as scanpy's functions derive it: X_umap → X_umap_pca."""
+    """Return the name of a slot in the final AnnData: X_umap → X_umap_pca."""
     if suffix and slot == "obsp":
         return f"neighbors{suffix}_{name}"
     if name == "leiden_sizes":
@@ -220,7 +229,7 @@ def final_name(slot: str, name: str, suffix: str) -> str:
 
 
 def renamed(name: str, value: Any, suffix: str) -> Any:
-    """Let what a uns entry refers to follow the names in the final object."""
+    """Rename what a uns entry refers to, as it is named in the final AnnData."""
     if not suffix:
         return value
     if name == "neighbors":
@@ -236,7 +245,7 @@ def renamed(name: str, value: Any, suffix: str) -> Any:
 
 
 def take_over(matrix: Path, root) -> None:
-    """Give a store the matrices of another one, without copying what lies on one file system.
+    """Link the matrices of one store into another; copy them across file systems.
 
     zarr never writes into a file, it puts a new one in its place: what is later changed in one
     store does not change in the other.

@@ -1,9 +1,20 @@
-"""The final AnnData as one ``.h5ad`` file, for tools that do not read zarr.
+"""Write the final AnnData as one ``.h5ad`` file.
 
-It is made to be read widely: no encoding younger than AnnData 0.8, int32 columns of the matrices,
-and what the CELLxGENE viewer and R's readers ask for. ``docs/explore.md`` says how each opens it.
+Purpose
+    For tools that do not read zarr; docs/explore.md and docs/r.md say how they open it.
 
-Settings: ``final.h5ad`` asks for it. Input: ``final.zarr``. Output: ``final.h5ad``.
+Method
+    Only encodings that AnnData 0.8 has, int32 column indices, and what CELLxGENE and R's readers
+    need. Matrices are copied shard by shard.
+
+Settings
+    ``final.h5ad: true`` asks for it.
+
+Inputs
+    ``final.zarr``.
+
+Outputs
+    ``final.h5ad``.
 """
 
 import shutil

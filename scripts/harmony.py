@@ -1,14 +1,24 @@
-"""Integration of batches with Harmony: principal components, corrected.
+"""Integrate batches with Harmony.
 
-``obsm/X_pca_harmony``, rapids-singlecell's Harmony on the GPU and harmonypy's on the CPU. Cells
-without a batch are refused, or are one batch more where ``missing_batch`` says so. Cells of batches
-smaller than ``min_batch_cells`` keep their uncorrected coordinates.
+Purpose
+    Principal components corrected for batches: the representation after integration.
 
-Settings: section ``harmony`` and the dataset's ``batch_key``. Inputs: ``counts.zarr``, filter, pca.
-Output: a step file.
+Method
+    Harmony (Korsunsky et al. 2019) of rapids-singlecell on the GPU, harmonypy on the CPU. Cells
+    without a batch are refused, or are one more batch with ``missing_batch: own_batch``. Cells of
+    batches smaller than ``min_batch_cells`` keep their uncorrected coordinates.
+
+Settings
+    Section ``harmony``; ``batch_key`` of the dataset.
+
+Inputs
+    ``counts.zarr`` (obs), filter, pca.
+
+Outputs
+    A step file: obsm ``X_pca_harmony``.
 """
 
-if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+if __name__ == "__main__":  # a worker, if there is one, does the step: import nothing first
     from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)

@@ -1,14 +1,26 @@
-"""Highly variable genes.
+"""Select highly variable genes.
 
-``var/highly_variable`` and the statistics of the flavor: means and dispersions for ``cell_ranger``
-and ``seurat`` (log-normalised values), variances and normalised variances for ``seurat_v3``,
-residual variances for ``pearson_residuals`` (both on counts). With ``batch_key`` genes are ranked
-in each batch and the ranks combined, as scanpy does.
+Purpose
+    The genes that the principal components are computed from.
 
-Settings: section ``hvg``. Inputs: ``counts.zarr``, filter, normalize. Output: a step file.
+Method
+    ``highly_variable_genes`` of scanpy or rapids-singlecell: ``cell_ranger`` (Zheng et al. 2017)
+    and ``seurat`` (Satija et al. 2015) on log-normalised values, ``seurat_v3`` (Stuart et al. 2019)
+    and ``pearson_residuals`` (Lause et al. 2021) on counts. With ``batch_key`` genes are ranked
+    within each batch and the ranks combined.
+
+Settings
+    Section ``hvg``.
+
+Inputs
+    ``counts.zarr``, filter, normalize.
+
+Outputs
+    A step file: var ``highly_variable`` and the statistics of the flavor (means and dispersions;
+    variances and normalised variances; residual variances), uns ``hvg``.
 """
 
-if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+if __name__ == "__main__":  # a worker, if there is one, does the step: import nothing first
     from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)
@@ -239,7 +251,7 @@ def _expm1(block):
 
 
 def largest_share(batches: np.ndarray | None) -> float:
-    """Tell the share of the cells in the largest batch, which libraries copy; 1 without batches."""
+    """Return the share of cells in the largest batch, which libraries copy; 1 without batches."""
     import pandas as pd
 
     shares = pd.Series(batches).value_counts(normalize=True)

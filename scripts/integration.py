@@ -1,26 +1,37 @@
-"""How well the integration did: scores before and after Harmony, and a sentence on what they mean.
+"""Compare the representations before and after Harmony, in scores and a sentence.
 
-For datasets with a ``batch_key``. ``integration.csv`` has a row for ``pca`` and one for
-``harmony``:
+Purpose
+    Show whether Harmony mixed the batches and kept the cell types.
 
-| column | what it is | good |
-|---|---|---|
-| same_batch | share of a cell's 15 nearest that are of its own batch | as expected |
-| same_batch_expected | the same by chance | |
-| ilisi | effective number of batches around a cell | as expected, or a little less |
-| ilisi_expected | the same if each neighborhood were as the whole | |
-| silhouette_batch | silhouette of the batches | about 0 |
-| same_label | share of a cell's 15 nearest of its own label | 1 |
-| clisi | effective number of labels around a cell | 1 |
-| silhouette_label | silhouette of the labels | high |
-| ari, nmi | agreement of the Leiden clusters with the labels | 1 |
+Method
+    The scores of `integration_scores`, and the agreement of Leiden clusters with labels, of all
+    cells with a label. `scrna.methods.integration_verdict` turns scores into a sentence.
 
-All but ari and nmi, which are of all cells with a label, come from `integration_scores`. How scores
-become words: `scrna.methods.integration_verdict`.
+Settings
+    None of its own; the dataset needs a ``batch_key``.
 
-Inputs: integration_scores, leiden of both representations. Outputs: a step file (uns integration:
-batch_key, label_key, n_cells, scores of pca and harmony, mixing, biology, overall and verdict),
-``integration.csv``.
+Inputs
+    integration_scores, leiden of both representations.
+
+Outputs
+    A step file: uns ``integration`` (batch_key, label_key, n_cells, scores of pca and harmony,
+    mixing, biology, overall, verdict).
+
+    ``integration.csv``, a row for ``pca`` and one for ``harmony``:
+
+    ===================  ==================================================  ====================
+    column               meaning                                             good
+    ===================  ==================================================  ====================
+    same_batch           share of the 15 nearest cells of the same batch     as expected
+    same_batch_expected  the same by chance
+    ilisi                effective number of batches around a cell           near ilisi_expected
+    ilisi_expected       ilisi if all neighborhoods had the same mix
+    silhouette_batch     silhouette of batches                               about 0
+    same_label           share of the 15 nearest cells of the same label     1
+    clisi                effective number of labels around a cell            1
+    silhouette_label     silhouette of labels                                high
+    ari, nmi             agreement of Leiden clusters with labels            1
+    ===================  ==================================================  ====================
 """
 
 import csv
@@ -37,7 +48,7 @@ from scrna.workflow.rule import run
 
 @step
 def integration(scores: Path, leiden: list[Path], out: Path, table: Path) -> None:
-    """Compare the clusters with the labels and say what became of batches and biology.
+    """Compare clusters with labels and judge the integration.
 
     Parameters
     ----------
@@ -77,7 +88,7 @@ def integration(scores: Path, leiden: list[Path], out: Path, table: Path) -> Non
 
 
 def write_table(path: Path, rows: dict[str, dict[str, float]], n_cells: int) -> None:
-    """Write the scores, a row a representation."""
+    """Write the scores, a row per representation."""
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["representation", "n_cells", *rows["pca"]])
         writer.writeheader()

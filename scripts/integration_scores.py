@@ -1,16 +1,25 @@
-"""Scores of both representations that do not depend on the clusters, once Harmony is done.
+"""Score both representations, as far as the scores do not depend on the clusters.
 
-For datasets with a ``batch_key``; `integration` adds what depends on the clusters and the verdict,
-and says what each score is. Scores of labels need the dataset's ``label_key`` and leave cells
-without a label out, which ``label_missing`` tells. The scores are computed on a sample of
-``n_cells`` cells, drawn plainly with the config's seed, whose neighbors are sought within the
-sample; by Euclidean distance, on the components that the neighbor graph uses. Of several batch
-columns the first is scored; a missing batch is a batch.
+Purpose
+    Scores for `integration`, computed while the clusters are not there yet. A new resolution does
+    not compute them again.
 
-Settings: section ``integration``, the dataset's ``batch_key``, ``label_key`` and
-``label_missing``, ``n_pcs`` of ``neighbors``. Inputs: ``counts.zarr`` (obs), filter, pca, harmony.
-Output: a step file (uns integration_scores: batch_key, label_key, n_cells, scores of pca and
-harmony; obs integration_label: the number of each kept cell's label, -1 for none).
+Method
+    Scores of scIB (Luecken et al. 2022) on a random sample of ``n_cells`` cells. Neighbors are
+    searched within the sample, by Euclidean distance, on the components that the neighbor graph
+    uses. Cells without a label are left out of label scores. Of several batch columns the first is
+    scored; a missing batch counts as a batch.
+
+Settings
+    Section ``integration``; ``batch_key``, ``label_key`` and ``label_missing`` of the dataset;
+    ``neighbors.n_pcs``.
+
+Inputs
+    ``counts.zarr`` (obs), filter, pca, harmony.
+
+Outputs
+    A step file: uns ``integration_scores`` (batch_key, label_key, n_cells, scores of pca and
+    harmony), obs ``integration_label`` (number of the label of each kept cell, -1 for none).
 """
 
 from collections.abc import Sequence

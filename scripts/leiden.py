@@ -1,11 +1,23 @@
-"""Leiden clusters of the neighbor graph (Traag et al. 2019): ``obs/leiden``.
+"""Cluster the cells with Leiden.
 
-With a list of resolutions each is kept as ``obs/leiden_{resolution}``, and ``leiden`` is the first.
+Purpose
+    Clusters, for which markers and the trajectory are computed.
 
-Settings: section ``leiden``. Input: neighbors. Output: a step file.
+Method
+    Leiden (Traag et al. 2019) on the neighbor graph: cuGraph on the GPU, igraph on the CPU.
+
+Settings
+    Section ``leiden``. With a list of resolutions ``leiden`` is the first.
+
+Inputs
+    neighbors.
+
+Outputs
+    A step file: obs ``leiden`` (cluster 0 is the largest), and ``leiden_{resolution}`` for each of
+    a list of resolutions; uns ``leiden``.
 """
 
-if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+if __name__ == "__main__":  # a worker, if there is one, does the step: import nothing first
     from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)

@@ -1,12 +1,24 @@
-"""Louvain clusters of the neighbor graph (Blondel et al. 2008): ``obs/louvain``.
+"""Cluster the cells with Louvain.
 
-With a list of resolutions each is kept as ``obs/louvain_{resolution}``, and ``louvain`` is the
-first. Off by default: Leiden's clusters are connected, Louvain's need not be.
+Purpose
+    Clusters as of older analyses. Off by default: the clusters of Louvain, unlike those of Leiden,
+    need not be connected.
 
-Settings: section ``louvain``. Input: neighbors. Output: a step file.
+Method
+    Louvain (Blondel et al. 2008) on the neighbor graph: cuGraph on the GPU, igraph on the CPU.
+
+Settings
+    Section ``louvain``. With a list of resolutions ``louvain`` is the first.
+
+Inputs
+    neighbors.
+
+Outputs
+    A step file: obs ``louvain`` (cluster 0 is the largest), and ``louvain_{resolution}`` for each
+    of a list of resolutions; uns ``louvain``.
 """
 
-if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+if __name__ == "__main__":  # a worker, if there is one, does the step: import nothing first
     from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)

@@ -1,13 +1,23 @@
-"""Pictures of genes: the markers of each group, and the genes that ``figures.genes`` names.
+"""Draw the expression of marker genes and of the genes in ``figures.genes``.
 
-``markers_dotplot`` and ``markers_heatmap`` show the first ``n_markers`` of each group in the table
-of markers (fewer where there are many groups); ``genes_dotplot`` and ``genes_umap`` the genes that
-the config names, by symbol or by id (var ``gene_ids``). The matrix is read once, for these genes
-alone. Clusters that ``annotations`` name are ``0: B cells``.
+Purpose
+    Show the markers of each group, and genes of interest, by group and on the UMAP.
 
-Settings: section ``figures``, ``markers.groupby`` and ``annotations``. Inputs: ``counts.zarr``,
-filter, normalize, ``markers.csv``, umap, and the clustering unless the groups are a column of obs.
-Output: a folder.
+Method
+    The first ``n_markers`` of each group in the table of markers, fewer if there are many groups.
+    The matrix is read once, for these genes only. Clusters with names in ``annotations`` are
+    labelled ``0: B cells``.
+
+Settings
+    Section ``figures``; ``markers.groupby``; ``annotations`` of the dataset.
+
+Inputs
+    ``counts.zarr``, filter, normalize, ``markers.csv``, umap, and the clustering unless ``groupby``
+    is a column of obs.
+
+Outputs
+    A folder: ``markers_dotplot``, ``markers_heatmap``; with ``figures.genes`` also
+    ``genes_dotplot``, ``genes_umap``.
 """
 
 from collections.abc import Iterator

@@ -1,17 +1,28 @@
-"""Marker genes: what tells a group of cells from the rest.
+"""Rank marker genes of each group of cells.
 
-Tests every kept gene on log-normalised values, each group against all other cells. Writes a table
-(``markers.csv``: group, names, scores, logfoldchanges, pvals, pvals_adj, and the fractions of cells
-that have the gene, pct_nz_group and pct_nz_reference) and ``uns/rank_genes_groups`` as scanpy's
-plots read it. Groups under ``min_cells`` are left out, and said; they stay part of the rest, as do
-cells without a group. Logistic regression is another matter: it tells the groups from each other,
-so it sees their cells alone, and it has scores but no p-values or fold changes.
+Purpose
+    Genes that distinguish a cluster, or the groups of an obs column, from all other cells.
 
-Settings: section ``markers``. Inputs: ``counts.zarr``, filter, normalize, and leiden or louvain,
-unless ``groupby`` is a column of obs. Outputs: a step file and the table.
+Method
+    ``rank_genes_groups`` of scanpy or rapids-singlecell on log-normalised values of all kept genes,
+    each group against all other cells. Groups under ``min_cells`` are not tested, with a warning;
+    they stay among the other cells, as do cells without a group. Logistic regression compares the
+    groups with each other, uses only their cells, and has scores but no p-values or fold changes.
+
+Settings
+    Section ``markers``.
+
+Inputs
+    ``counts.zarr``, filter, normalize, and leiden or louvain unless ``groupby`` is a column of obs.
+
+Outputs
+    A step file: uns ``rank_genes_groups``, as in scanpy.
+
+    ``markers.csv``: group, names, scores, logfoldchanges (log2), pvals, pvals_adj, pct_nz_group and
+    pct_nz_reference (fractions of cells that express the gene, in the group and outside).
 """
 
-if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+if __name__ == "__main__":  # a worker, if there is one, does the step: import nothing first
     from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)
@@ -141,7 +152,7 @@ def markers(
 
 
 def genes_at_once(n_groups: int, n_genes: int, backend: str) -> int:
-    """Tell how many genes' histograms fit into memory, with all that are summed up in blocks.
+    """Return the number of genes whose histograms fit in memory, including those summed in blocks.
 
     The library asks the device what is free, which takes no account of gpu.limit_gb nor of blocks
     that are worked on at the same time.
@@ -151,7 +162,7 @@ def genes_at_once(n_groups: int, n_genes: int, backend: str) -> int:
 
 
 def groups_to_test(labels, groupby: str, min_cells: int, method: str) -> list[str]:
-    """List the groups with cells enough, in the order of their categories.
+    """List the groups with enough cells, in the order of their categories.
 
     Raises
     ------
@@ -173,7 +184,7 @@ def groups_to_test(labels, groupby: str, min_cells: int, method: str) -> list[st
 
 
 def as_table(ranked: dict):
-    """Turn ``rank_genes_groups`` into one table.
+    """Convert ``rank_genes_groups`` to one table.
 
     Parameters
     ----------

@@ -1,12 +1,20 @@
-"""The matrices of the result: the kept cells and genes, written once while other steps run.
+"""Write the matrices of the final AnnData: the kept cells and genes.
 
-X holds log-normalised values and ``layers["counts"]`` the counts, both CSR, streamed by row blocks
-on all cores. They depend on nothing after the normalisation, so they are written beside the steps
-on the GPU, and another resolution or another name of a cluster writes nothing of them again:
-``final.zarr`` takes over the files as they are (hard links).
+Purpose
+    Write the two large matrices while other steps use the GPU. They depend only on filter and
+    normalisation, so a new clustering does not write them again: ``final.zarr`` links the files.
 
-Settings: ``X`` and ``counts_layer`` of section ``final``. Inputs: ``counts.zarr``, filter and
-normalize. Output: ``matrix.zarr``, an AnnData without tables.
+Method
+    Row blocks are read, cut and log-normalised by all cores and written in order, as CSR.
+
+Settings
+    ``X`` and ``counts_layer`` of section ``final``.
+
+Inputs
+    ``counts.zarr``, filter, normalize.
+
+Outputs
+    ``matrix.zarr``: X (log-normalised) and layers ``counts``, without tables.
 """
 
 import os

@@ -1,15 +1,25 @@
-"""The neighbor graph of the cells, in one representation: ``pca`` or ``harmony``.
+"""Build the neighbor graph of the cells in one representation, ``pca`` or ``harmony``.
 
-``obsp/distances`` (to the nearest neighbors), ``obsp/connectivities`` (UMAP's fuzzy weights,
-symmetric) and ``uns/neighbors``, as scanpy's ``pp.neighbors`` writes them.
+Purpose
+    The graph that UMAP, clusters and trajectory are computed from.
 
-An approximate search is held against an exact one on a sample of the cells; the share of the true
-neighbors that it found, its recall, is logged and kept in the provenance.
+Method
+    ``pp.neighbors`` of scanpy or rapids-singlecell, with the weights of UMAP (McInnes et al. 2018).
+    An approximate search is compared with an exact one on a sample of cells. The share of the true
+    neighbors that it found, its recall, is logged and kept in the provenance.
 
-Settings: section ``neighbors``. Input: pca or harmony. Output: a step file.
+Settings
+    Section ``neighbors``.
+
+Inputs
+    pca or harmony.
+
+Outputs
+    A step file: obsp ``distances`` (to the nearest neighbors) and ``connectivities`` (symmetric
+    weights), uns ``neighbors``, as in scanpy.
 """
 
-if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+if __name__ == "__main__":  # a worker, if there is one, does the step: import nothing first
     from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)
@@ -61,7 +71,7 @@ def neighbors(
     backend: str,
     seed: int,
 ) -> None:
-    """Find the nearest neighbors of each cell and weigh them.
+    """Find the nearest neighbors of each cell and compute the weights of the graph.
 
     Parameters
     ----------
@@ -156,7 +166,7 @@ def to_try(
 def _search(
     array, key: str, n_neighbors: int, metric: str, search, how: dict, backend: str, seed: int
 ):
-    """Make the graph with the backend's library."""
+    """Build the graph with the library of the backend."""
     adata = anndata_without_names(len(array), obsm={key: array})
     own = {"algorithm": search, "algorithm_kwds": how} if backend == "gpu" else {}
     if backend == "cpu":

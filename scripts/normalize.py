@@ -1,14 +1,24 @@
-"""Size factors: what to divide a cell's counts by to bring every cell to one total.
+"""Compute size factors: what the counts of a cell are divided by.
 
-``obs/size_factor`` is a cell's total over the genes that stay, divided by ``target_sum`` (a number,
-or the median of the totals). Readers divide and take log1p on the way into memory
-(`scrna.data.block.log_normalize`); the result is that of scanpy's ``normalize_total`` and
-``log1p``.
+Purpose
+    Bring all cells to the same total. Steps divide and take log1p when they read the matrix
+    (`scrna.data.block.log_normalize`).
 
-Settings: section ``normalize``. Inputs: ``counts.zarr``, filter. Output: a step file.
+Method
+    Total counts of a cell over the kept genes, divided by ``target_sum`` (a number, or the median
+    of the totals): the values of scanpy's ``normalize_total`` and ``log1p``.
+
+Settings
+    Section ``normalize``.
+
+Inputs
+    ``counts.zarr``, filter.
+
+Outputs
+    A step file: obs ``size_factor``.
 """
 
-if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+if __name__ == "__main__":  # a worker, if there is one, does the step: import nothing first
     from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)

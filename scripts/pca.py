@@ -1,13 +1,24 @@
-"""Principal components of the log-normalised values.
+"""Compute principal components of the log-normalised values.
 
-``obsm/X_pca``, the loadings ``varm/PCs`` (0 in genes that were not used) and ``uns/pca`` with the
-variance of each component. The matrix stays sparse, centred implicitly, unless ``regress_out`` or
-``scale`` is asked for; those are done here, in memory, on the highly variable genes.
+Purpose
+    A representation of the cells in few dimensions, before integration.
 
-Settings: section ``pca``. Inputs: ``counts.zarr``, qc, filter, normalize, hvg. Output: a step file.
+Method
+    PCA of scanpy or rapids-singlecell on the highly variable genes. The matrix stays sparse and is
+    centred implicitly, unless ``regress_out`` or ``scale`` is set: both are done here, in memory.
+
+Settings
+    Section ``pca``.
+
+Inputs
+    ``counts.zarr``, qc, filter, normalize, hvg.
+
+Outputs
+    A step file: obsm ``X_pca``, varm ``PCs`` (loadings, 0 for genes that were not used), uns
+    ``pca`` (variance and share of the variance per component).
 """
 
-if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+if __name__ == "__main__":  # a worker, if there is one, does the step: import nothing first
     from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)

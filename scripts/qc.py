@@ -1,16 +1,27 @@
-"""Quality of cells and genes, from the counts.
+"""Compute the quality of cells and genes from the counts.
 
-For each cell: ``total_counts``, ``n_genes_by_counts``, both also as ``log1p_``; counts of
-mitochondrial, ribosomal and haemoglobin genes as ``total_counts_mt``, ``pct_counts_mt`` and so on;
-``pct_counts_in_top_50_genes``. For each gene: ``n_cells_by_counts``, ``mean_counts``,
-``pct_dropout_by_counts``, ``total_counts``, and the flags ``mt``, ``ribo``, ``hb``. The names are
-those of scanpy's ``calculate_qc_metrics``, and so are the values; sums are exact, in 64 bits, where
-a float32 sum over millions of cells is not.
+Purpose
+    Quality metrics by which `filter` chooses cells and genes.
 
-Settings: section ``qc``. Input: ``counts.zarr``. Output: a step file.
+Method
+    The metrics, names and values of scanpy's ``calculate_qc_metrics``, in row blocks. Sums are
+    exact (64 bits), where float32 sums over millions of cells are not.
+
+Settings
+    Section ``qc``.
+
+Inputs
+    ``counts.zarr``.
+
+Outputs
+    A step file. obs, per cell: ``total_counts``, ``n_genes_by_counts`` and their ``log1p_``;
+    ``total_counts_{mt,ribo,hb}`` and ``pct_counts_{mt,ribo,hb}`` (%) of mitochondrial, ribosomal
+    and haemoglobin genes; ``pct_counts_in_top_50_genes`` (%). var, per gene: ``n_cells_by_counts``,
+    ``mean_counts``, ``pct_dropout_by_counts`` (%), ``total_counts`` and the flags ``mt``, ``ribo``,
+    ``hb``.
 """
 
-if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+if __name__ == "__main__":  # a worker, if there is one, does the step: import nothing first
     from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)

@@ -1,12 +1,20 @@
-"""Pictures of the cells' quality, in one folder, as soon as the filter is known.
+"""Draw figures of quality control as soon as the filter is known.
 
-``qc_violins`` (before the filter, with its bounds), ``qc_scatter`` (kept and removed cells) and
-``filter`` (what each bound took). They are drawn from step files and a column of obs: long before
-the clusters are there, a look tells whether the bounds are right. Files and formats are those of
-`figures`.
+Purpose
+    Show whether the bounds of the filter are right, long before the clusters are there.
 
-Settings: ``dpi`` and ``formats`` of section ``figures``, and ``batch_key``. Inputs: ``counts.zarr``
-(obs), ``filter.csv`` and step files. Output: a folder.
+Method
+    Drawn from step files and a column of obs, as `figures`.
+
+Settings
+    ``dpi`` and ``formats`` of section ``figures``; ``batch_key`` of the dataset.
+
+Inputs
+    ``counts.zarr`` (obs), qc, filter, ``filter.csv``.
+
+Outputs
+    A folder: ``qc_violins`` (before filtering, with the bounds), ``qc_scatter`` (kept and removed
+    cells), ``filter`` (cells removed by each bound).
 """
 
 from collections.abc import Iterator

@@ -1,15 +1,24 @@
-"""The report of a dataset: one HTML page that needs no network.
+"""Write the report of a dataset, one HTML page that needs no network.
 
-It has a summary (cells, genes, clusters with their top markers, what the integration did, what the
-steps have warned of), an interactive map of the cells, every figure with its method and
-parameters, a table of markers to search and sort, and how it was made: time and memory a step, the
-config, versions, provenance. It is made from step files, tables and figures; of the matrix the
-genes that the map offers are read.
+Purpose
+    All results on one page, to look at first and to send to others: summary and warnings, an
+    interactive map of the cells, figures with method and parameters, markers to search, time and
+    memory, config, versions, provenance.
 
-Settings: section ``report``, ``genes`` of ``figures``, ``batch_key``, ``label_key``,
-``label_missing`` and ``annotations``. Inputs: ``counts.zarr``, step files, ``filter.csv``,
-``markers.csv`` and the folders of figures. Benchmarks and the config are shown as they are at the
-time; they are no reason to run again. Output: ``report.html``.
+Method
+    Read from step files, tables and figures. From the matrix only the genes in the map are read.
+    Times and the config are shown as they are when the page is written; a change of them alone does
+    not write it again.
+
+Settings
+    Section ``report``; ``figures.genes``; ``batch_key``, ``label_key``, ``label_missing`` and
+    ``annotations`` of the dataset.
+
+Inputs
+    ``counts.zarr``, step files, ``filter.csv``, ``markers.csv`` and the folders of figures.
+
+Outputs
+    ``report.html``.
 """
 
 from collections.abc import Sequence

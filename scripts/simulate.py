@@ -1,39 +1,40 @@
-"""Simulate a dataset whose truth is known.
+"""Simulate a dataset with known cell types, batches and trajectory.
 
 Purpose
--------
-A dataset of the kind ``simulate`` needs no download: the demo runs anywhere, and tests and
-benchmarks choose their own size. Cells have types with marker genes, four of the types lie on a
-branching trajectory, every batch shifts the genes in its own way, and some droplets are dead or
-empty; `scrna.ingest.simulate` says how the counts are drawn.
+    A dataset without a download: for the demo, tests and benchmarks of any size.
+
+Method
+    Cells have types with marker genes, four of the types lie on a branching trajectory, each batch
+    shifts the genes, and some droplets are dead or empty. Counts are negative binomial, see
+    `scrna.ingest.simulate`. Time grows with cells × genes, the file with the counts above zero (8
+    bytes each; with 5,000 mean counts about 700 in a cell with 2,000 genes, 2,000 with 20,000).
 
 Settings
---------
-The section ``simulate`` of a dataset, and the seed. The defaults make the demo. `n_obs`, `n_vars`
-and `n_types` set the size: the time grows with cells × genes, the file with the counts above zero
-(8 bytes each; 5,000 mean counts make about 700 in a cell with 2,000 genes, 2,000 with 20,000).
+    Section ``simulate`` of the dataset, and ``seed``. The defaults make the demo.
+
+Inputs
+    None.
 
 Outputs
--------
-h5ad
-    The counts, integers in CSR form; genes are indexed by their symbols.
+    ``h5ad``: counts as integers, CSR; genes are indexed by symbols (``MT-ND1``, ``RPS2``, ``HBA1``,
+    ``MARK1-1``, ``GENE1``).
 
-    ============== ====================================================================
-    obs            the truth
-    ============== ====================================================================
-    cell_type      ``type_1`` …; none for empty droplets
-    batch          ``batch_1`` …
-    status         ``cell``, ``dead`` (few counts, over 20 % mitochondrial) or ``empty``
-    pseudotime     0 to 1 along the trajectory; none off it
-    branch         ``trunk``, ``a`` or ``b``; none off the trajectory
-    ============== ====================================================================
+    ==============  ===================================================================
+    obs             truth
+    ==============  ===================================================================
+    cell_type       ``type_1`` …; none for empty droplets
+    batch           ``batch_1`` …
+    status          ``cell``, ``dead`` (few counts, over 20 % mitochondrial) or ``empty``
+    pseudotime      0 to 1 along the trajectory; none off it
+    branch          ``trunk``, ``a`` or ``b``; none off the trajectory
+    ==============  ===================================================================
 
-    ============== ====================================================================
-    var            (index: symbols, ``MT-ND1``, ``RPS2``, ``HBA1``, ``MARK1-1``, ``GENE1``)
-    ============== ====================================================================
-    gene_ids       made-up, as Ensembl's look
-    marker_of      the type that the gene marks; none for most genes
-    ============== ====================================================================
+    ==============  ===================================================================
+    var
+    ==============  ===================================================================
+    gene_ids        invented, in the form of Ensembl's
+    marker_of       the type that the gene marks; none for most genes
+    ==============  ===================================================================
 """
 
 from pathlib import Path

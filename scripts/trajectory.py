@@ -1,22 +1,31 @@
-"""Diffusion map, PAGA over the clusters, and pseudotime from a root.
+"""Compute the diffusion map, PAGA over the clusters, and pseudotime from a root.
 
-``obsm/X_diffmap`` with ``uns/diffmap_evals`` (Haghverdi et al. 2015), ``uns/paga`` (Wolf et al.
-2019) and, with a root, ``obs/dpt_pseudotime`` (Haghverdi et al. 2016) and ``uns/iroot``. The root
-is a cell by name; a Leiden cluster or a label, which start at their `tip`, the cell whose diffusion
-distance from all cells' centre is largest; or the cell highest in a marker gene.
+Purpose
+    The order of cells along a process, and how clusters are connected.
 
-Pseudotime spans the connected piece of the neighbor graph that the root is in (most of the root's
-cluster or label, if it is in several) and is computed on that piece alone: the first components of
-a graph in pieces do no more than tell these apart. Cells of other pieces have NaN.
+Method
+    Diffusion map (Haghverdi et al. 2015) of scanpy or rapids-singlecell. PAGA (Wolf et al. 2019)
+    and diffusion pseudotime (Haghverdi et al. 2016) are computed on the CPU with either backend,
+    because rapids-singlecell has neither. Pseudotime is scanpy's; PAGA has the numbers of scanpy,
+    from counts of edges (`links`).
 
-PAGA and DPT are computed on the CPU on either backend: rapids-singlecell has neither. DPT is
-scanpy's; PAGA's numbers are scanpy's too, from counts of edges (`links`).
+    The root is a cell by name, the cell with the highest expression of a gene, or the `tip` of a
+    Leiden cluster or label: its cell with the largest diffusion distance from the centre of all
+    cells. Pseudotime is computed for the connected piece of the graph that has the root (if a
+    cluster lies in several, the piece with most of it); cells of other pieces have NaN.
 
-Settings: section ``trajectory`` and the dataset's ``label_key``. Inputs: ``counts.zarr``, filter,
-normalize, neighbors, leiden. Output: a step file.
+Settings
+    Section ``trajectory``; ``label_key`` of the dataset.
+
+Inputs
+    ``counts.zarr``, filter, normalize, neighbors, leiden.
+
+Outputs
+    A step file: obsm ``X_diffmap``; uns ``diffmap_evals``, ``paga``, ``leiden_sizes``; with a root
+    obs ``dpt_pseudotime`` (0 to 1) and uns ``iroot``.
 """
 
-if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+if __name__ == "__main__":  # a worker, if there is one, does the step: import nothing first
     from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)
@@ -59,7 +68,7 @@ def trajectory(
     backend: str,
     seed: int,
 ) -> None:
-    """Order the cells.
+    """Compute diffusion map, PAGA and, with a root, pseudotime.
 
     Parameters
     ----------
@@ -169,7 +178,7 @@ def diffusion_map(adata, n_comps: int, backend: str, seed: int) -> None:
 
 
 def links(distances, clusters) -> dict:
-    """Compute how strongly the Leiden clusters are linked, PAGA (Wolf et al. 2019).
+    """Compute how strongly Leiden clusters are connected: PAGA (Wolf et al. 2019).
 
     These are the numbers of ``scanpy.tl.paga`` (1.12, model v1.2), without the igraph graph that it
     makes of all edges, which takes thirty times as long. A link's strength is the number of edges

@@ -1,13 +1,25 @@
-"""t-SNE of the cells (van der Maaten & Hinton 2008), from a representation: ``obsm/X_tsne``.
+"""Compute the t-SNE embedding of the cells.
 
-At least three neighbors for each unit of perplexity are used; with few cells the perplexity is
-lowered to what they allow, and said. With very many cells it is left out, which is said too: a
-picture of them takes long and shows what UMAP shows.
+Purpose
+    Two coordinates per cell, for figures and the map in the report. It is left out for very many
+    cells, because it takes long and shows what UMAP shows; the log says so.
 
-Settings: section ``tsne``. Input: pca or harmony. Output: a step file.
+Method
+    t-SNE (van der Maaten & Hinton 2008): cuML on the GPU, scikit-learn on the CPU, with at least
+    three neighbors per unit of perplexity. With few cells the perplexity is lowered, with a
+    warning.
+
+Settings
+    Section ``tsne``.
+
+Inputs
+    pca or harmony.
+
+Outputs
+    A step file: obsm ``X_tsne``, uns ``tsne``; empty if it is left out.
 """
 
-if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+if __name__ == "__main__":  # a worker, if there is one, does the step: import nothing first
     from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)
@@ -48,7 +60,7 @@ def tsne(
     seed: int,
     threads: int = 1,
 ) -> None:
-    """Lay the cells out with t-SNE.
+    """Compute the t-SNE embedding.
 
     Parameters
     ----------

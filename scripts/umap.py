@@ -1,10 +1,22 @@
-"""UMAP of the cells (McInnes et al. 2018), from the neighbor graph: ``obsm/X_umap``.
+"""Compute the UMAP embedding of the cells.
 
-Settings: section ``umap``. Inputs: neighbors, and the representation it was made from.
-Output: a step file.
+Purpose
+    Two coordinates per cell, for figures and the map in the report.
+
+Method
+    UMAP (McInnes et al. 2018) of the neighbor graph, ``tl.umap`` of scanpy or rapids-singlecell.
+
+Settings
+    Section ``umap``.
+
+Inputs
+    neighbors, and the representation it was made from (pca or harmony).
+
+Outputs
+    A step file: obsm ``X_umap``, uns ``umap``.
 """
 
-if __name__ == "__main__":  # a warm worker does the step, if there is one: nothing to import here
+if __name__ == "__main__":  # a worker, if there is one, does the step: import nothing first
     from scrna.workflow.rule import hand_over
 
     hand_over(__file__, snakemake)
@@ -40,7 +52,7 @@ def umap(
     backend: str,
     seed: int,
 ) -> None:
-    """Lay the cells out with UMAP.
+    """Compute the UMAP embedding.
 
     Parameters
     ----------

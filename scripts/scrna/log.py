@@ -83,7 +83,7 @@ def share_terminal(logger: logging.Logger) -> None:
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Tell whether a bar can be drawn there."""
+    """Check whether a progress bar can be drawn on a stream."""
     return stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 

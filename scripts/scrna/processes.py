@@ -22,7 +22,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def process_start(pid: int) -> int | None:
-    """Tell when a process started, which names it beyond its reusable number.
+    """Return when a process started, which identifies it better than its number, which is reused.
 
     Returns
     -------
@@ -38,7 +38,7 @@ def process_start(pid: int) -> int | None:
 
 
 def announce() -> None:
-    """Tell the jobs that this process will start whom to follow: it is the run's Snakemake."""
+    """Record this process as the run's Snakemake, for the jobs that it will start."""
     os.environ[PID_VARIABLE] = str(os.getpid())
 
 

@@ -17,7 +17,7 @@ _REDRAW = 0.5
 
 
 class Progress:
-    """Tell how far long work has come, how fast it goes and how long it will take.
+    """Show the progress of long work, its rate and the time left.
 
     In the log, the first line comes after about 5 s, then at most one every 10 s, less often the
     longer it takes, and a closing line where any came before; short work logs nothing. The bar

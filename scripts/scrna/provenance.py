@@ -34,7 +34,7 @@ _process: ContextVar[dict[str, Any] | None] = ContextVar("process", default=None
 
 
 def provenance() -> dict[str, Any]:
-    """Tell how the result of the running step comes to be.
+    """Return the provenance of the running step.
 
     Returns
     -------

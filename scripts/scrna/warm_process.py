@@ -133,7 +133,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def free_memory() -> None:
-    """Give back what the last step left behind; a pool of memory on the GPU stays."""
+    """Free what the last step left behind; a pool of GPU memory stays."""
     gc.collect()
     if cupy := sys.modules.get("cupy"):
         with suppress(Exception):  # a broken GPU raises here too; the step's own error tells

@@ -46,7 +46,7 @@ def launch() -> Iterator[Callable]:
 
 @pytest.fixture(scope="session")
 def chromium(launch):
-    """Give the Chromium that the tests share."""
+    """Return the Chromium that the tests share."""
     return launch()
 
 

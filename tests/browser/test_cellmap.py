@@ -202,7 +202,7 @@ def test_a_phone_shows_a_sample_pinches_it_and_needs_no_sideways_scrolling(show,
     path = write_map(2000, max_cells=500)
     page = show(path, width=360, height=740, has_touch=True, is_mobile=True, device_scale_factor=2)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
-    expected = "500 of 2,000 cells shown, sampled at random with seed 5"
+    expected = "500 of 2,000 cells shown, a random sample (seed 5)"
     assert page.inner_text(".cm-note") == expected
     assert drawn(page).n == [0, 500]
     before = np.diff(drawn(page).ranges[:2])

@@ -30,7 +30,7 @@ def started_gpu():
 
 @pytest.fixture(scope="session")
 def settings():
-    """Give the settings of pbmc3k's steps: the defaults and the tutorial's bounds."""
+    """Return the settings of pbmc3k: the defaults and the bounds of the tutorial."""
     given = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     bounds = {"min_genes": 200, "max_genes": 2499, "max_pct_mt": 5}
     given["datasets"] = {"pbmc3k": {"source": "pbmc3k", "filter": bounds}}

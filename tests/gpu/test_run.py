@@ -18,7 +18,7 @@ STEPS = [f"{rep}/{step}.h5" for rep in ("pca", "harmony") for step in ("umap", "
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Give the folder of a finished run's results."""
+    """Return the results folder of a finished run."""
     folder = tmp_path_factory.mktemp("run")
     command = [sys.executable, "-m", "snakemake", "-s", ROOT / "Snakefile"]
     command += ["--profile", ROOT / "profiles/spark", "--cores", "8", "--"]

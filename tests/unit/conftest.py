@@ -37,7 +37,7 @@ def _defaults() -> dict:
 
 @pytest.fixture(scope="session")
 def settings() -> Callable[..., dict]:
-    """Give a step's settings as the schema has them, with some changed."""
+    """Return the default settings of a step, with some changed."""
 
     def of(step: str, **changes) -> dict:
         section = {k: v for k, v in _defaults()[step].items() if k not in ("enabled", "h5ad")}

@@ -53,7 +53,7 @@ def _defaults() -> dict:
 
 
 def reseal(path):
-    """Give a step file that a test has changed the digests of what it holds now."""
+    """Update the digests of a step file that a test has changed."""
     with h5py.File(path, "r+") as file:
         own = {
             name: step_files._digest(file[name], {}, f"{name}/") for name in step_files._names(file)

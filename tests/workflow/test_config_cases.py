@@ -151,7 +151,7 @@ REFUSED = {
     MANY_ERRORS: [
         "umpa is not a key; did you mean umap?",
         "umap.min_dits is not a key; did you mean min_dist?",
-        "leiden.resolution is 'high'; expected number or array",
+        "leiden.resolution is 'high'; expected number or list",
         "filter.max_pct_mt is 120; expected number or null, at least 0, at most 100",
         "datasets.toy.batchkey is not a key; did you mean batch_key?",
         "datasets.toy.neighbors.n_neighbors is 1; expected integer, at least 2",

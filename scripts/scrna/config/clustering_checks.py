@@ -13,7 +13,7 @@ def clustering_problems(
     *,
     is_integrated: bool,
 ) -> Iterator[str]:
-    """Say which clusterings are made twice, and which are named and not made.
+    """Find clusterings that are computed twice, and names of clusterings that are not computed.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def _resolutions(dataset: Mapping[str, Any], method: str) -> list[str]:
 
 
 def _not_made(dataset: Mapping[str, Any], clustering: str, key: str) -> Iterator[str]:
-    """Say if a clustering is none that the settings make."""
+    """Check that the settings compute a clustering."""
     method, _, asked = clustering.partition("_")
     if not is_clustering(clustering):
         yield f"{key} {clustering}, which is no clustering; there are {', '.join(CLUSTERINGS)}"
@@ -74,7 +74,7 @@ def _not_made(dataset: Mapping[str, Any], clustering: str, key: str) -> Iterator
 
 
 def _no_clusters(names: Iterable[str], key: str) -> Iterator[str]:
-    """Say which names are none that a cluster can have."""
+    """Find names that no cluster can have."""
     for name in names:
         if not re.fullmatch("0|[1-9][0-9]*", name):
             yield f"{key} {name!r}, which no cluster can be: they are numbered 0, 1, 2, ..."

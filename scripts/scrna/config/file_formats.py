@@ -24,12 +24,12 @@ ADVICE |= dict.fromkeys([".tsv", ".txt", ".tab"], ADVICE[".csv"].replace("csv", 
 
 
 def is_web_page(head: bytes) -> bool:
-    """Tell whether a file's first bytes are those of a web page."""
+    """Check whether the first bytes of a file are those of a web page."""
     return head.lstrip().lower().startswith((b"<!doctype html", b"<html"))
 
 
 def described(name: str, head: bytes) -> str:
-    """Say what a file that is not HDF5 is, and what to do with it.
+    """Describe a file that is not HDF5, and what to do with it.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def described(name: str, head: bytes) -> str:
 
 
 def folder_advice(folder: Path) -> str:
-    """Say what a folder is that has no matrix of 10x, and what to name instead.
+    """Describe a folder without a 10x matrix, and what to name instead.
 
     Parameters
     ----------

@@ -24,6 +24,8 @@ SIZES = {
     "maxProperties": "one key alone",
     "uniqueItems": "no value twice",
 }
+#: What YAML's users call the types of JSON.
+KINDS = {"array": "list", "object": "mapping", "string": "text", "boolean": "true or false"}
 
 
 @cache
@@ -60,7 +62,7 @@ def errors_in(config: Mapping[str, Any]) -> list[str]:
 
 
 def _explain(error: jsonschema.ValidationError) -> Iterator[str]:
-    """Say what is wrong with a config key, a sentence for each unknown one."""
+    """Describe what is wrong with a config key, in a sentence for each unknown one."""
     where = ".".join(map(str, error.absolute_path)) or "the config"
     if error.validator == "additionalProperties":
         known = list(error.schema["properties"])
@@ -72,14 +74,14 @@ def _explain(error: jsonschema.ValidationError) -> Iterator[str]:
     elif "propertyNames" in error.absolute_schema_path:
         yield f"{where}.{_on_a_line(error.instance)}: a dataset's name {_wrong_name(error)}"
     else:
-        expected = SIZES.get(error.validator) or _expected(error.schema)
+        wanted = SIZES.get(error.validator) or expected(error.schema)
         found = "empty (null)" if error.instance is None else repr(error.instance)
         about = error.schema.get("description", "")
-        yield f"{where} is {found}{_as_number(error)}; expected {expected}. {about}".strip()
+        yield f"{where} is {found}{_as_number(error)}; expected {wanted}. {about}".strip()
 
 
 def _as_number(error: jsonschema.ValidationError) -> str:
-    """Say how to write a number that YAML reads as something else."""
+    """Describe how to write a number that YAML reads as something else."""
     if error.validator not in ("type", "anyOf") or not isinstance(error.instance, str | float):
         return ""
     try:
@@ -115,15 +117,17 @@ def _as_text(name: Any) -> str:
     return "" if isinstance(name, str) else f" (YAML reads {name} as a number; write '{name}')"
 
 
-def _expected(rule: Mapping[str, Any]) -> str:
+def expected(rule: Mapping[str, Any]) -> str:
+    """Describe the values that a rule allows."""
+    rule = resolve(rule)
     if "enum" in rule:
-        return "one of " + ", ".join(map(str, rule["enum"]))
+        return "one of " + ", ".join(as_yaml(value) for value in rule["enum"])
     if "anyOf" in rule:
-        return " or ".join(_expected(option) for option in rule["anyOf"])
+        return " or ".join(expected(option) for option in rule["anyOf"])
     if "const" in rule:
-        return repr(rule["const"])
+        return as_yaml(rule["const"])
     kinds = rule.get("type", "another value")
-    text = " or ".join([kinds] if isinstance(kinds, str) else kinds)
+    text = " or ".join(KINDS.get(k, k) for k in ([kinds] if isinstance(kinds, str) else kinds))
     bounds = {
         "minimum": "at least",
         "exclusiveMinimum": "above",

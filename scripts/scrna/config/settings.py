@@ -1,23 +1,15 @@
 """The config: checked against its schema, defaults filled in, a dataset's overrides merged.
 
 The schema, ``config/schemas/config.schema.yaml``, is the one place for keys, types, bounds,
-defaults and descriptions. ``python scripts/scrna/config/settings.py`` writes the settings in
-``config/config.yaml`` from it anew.
+defaults and descriptions.
 """
 
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":
-    sys.path.append(str(Path(__file__).parents[2]))
 
 from scrna.config.clustering_checks import clustering_problems
 from scrna.config.schema import (
-    SCHEMA,
-    as_yaml,
     errors_in,
     nearest,
     resolve,
@@ -30,7 +22,6 @@ from scrna.steps import MATRIX_STEPS, SECTIONS
 
 #: What `run: auto` takes: bytes of GPU memory from which on, and the dataset.
 PICKS = [(96e9, "cell_atlas"), (24e9, "brain_1m")]
-MARK = "# ---- every setting of every step, with its default (written from the schema) ----"
 #: The PCA solvers of each backend, by what they are given: see scanpy.pp.pca and rsc.pp.pca.
 SOLVERS = {
     ("cpu", "a sparse matrix"): ["auto", "arpack", "covariance_eigh"],
@@ -149,7 +140,7 @@ def batch_keys(dataset: Mapping[str, Any]) -> list[str]:
 
 
 def annotations(dataset: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """Give a dataset's names for clusters; YAML reads a cluster's number as one, without quotes."""
+    """Return the cluster names of a dataset, with cluster numbers as text."""
     return {
         clustering: {str(cluster): name for cluster, name in names.items()}
         for clustering, names in dataset["annotations"].items()
@@ -164,7 +155,7 @@ def _listed(problems: list[str]) -> str:
 
 
 def _problems(dataset: Mapping[str, Any], backend: str) -> Iterator[str]:
-    """Say what in a dataset's settings cannot be done."""
+    """Find settings of a dataset that cannot be carried out."""
     if dataset["kind"] != "simulate" and not dataset["source"]:
         yield "source is missing: the URL or path of the counts"
     bounds = dataset["filter"]
@@ -239,7 +230,7 @@ def _pattern_problems(qc: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _dataset(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Give a dataset its sections: the config's, overridden by its own."""
+    """Complete a dataset with the sections of the config, overridden by its own."""
     given = config["datasets"][name]
     rule = resolve(schema()["$defs"]["dataset"])
     own = {key: rule["properties"][key] for key in rule["properties"] if key not in SECTIONS}
@@ -251,36 +242,3 @@ def _dataset(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     for section in SECTIONS:
         full[section] = {**config[section], **given.get(section, {})}
     return full
-
-
-# -------------------------------------------------------------------------- config.yaml, generated
-
-
-def render_settings() -> str:
-    """Write the settings of every step with their defaults and descriptions, as YAML."""
-    lines = [MARK, ""]
-    for key, rule in schema()["properties"].items():
-        if key in ("datasets", "run"):
-            continue
-        rule = resolve(rule)
-        lines.append(f"# {rule['description']}")
-        if rule.get("type") == "object":
-            lines.append(f"{key}:")
-            for name, child in rule["properties"].items():
-                child = resolve(child)
-                lines += [f"  # {child['description']}", f"  {name}: {as_yaml(child['default'])}"]
-        else:
-            lines.append(f"{key}: {as_yaml(rule['default'])}")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def main() -> None:
-    """Write the generated part of config/config.yaml anew."""
-    path = SCHEMA.parents[1] / "config.yaml"
-    written_by_hand = path.read_text().split(MARK)[0]
-    path.write_text(written_by_hand + render_settings())
-
-
-if __name__ == "__main__":
-    main()

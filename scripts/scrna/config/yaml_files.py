@@ -57,7 +57,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def overruled(
     files: Sequence[tuple[str, Mapping[str, Any]]], datasets: Mapping[str, Any], sections: list[str]
 ) -> list[str]:
-    """Say which settings at the top of a file have no effect, for a dataset has its own.
+    """Find settings at the top of a file that a dataset overrides.
 
     Parameters
     ----------
@@ -108,7 +108,7 @@ _KINDS = {yaml.ScalarNode: "single value", yaml.SequenceNode: "list"}
 
 
 def _not_yaml(path: Path, error: Exception, text: str) -> str:
-    """Say where a file is no YAML, and why."""
+    """Describe where and why a file is not valid YAML."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     where = f", line {mark.line + 1}" if mark else ""
     why = getattr(error, "problem", None) or str(error)
@@ -119,7 +119,7 @@ def _not_yaml(path: Path, error: Exception, text: str) -> str:
 
 
 def _repeats(node: yaml.Node, above: tuple[str, ...], seen: set[int]) -> Iterator[str]:
-    """Say which keys a mapping, and those within it, have twice."""
+    """Find keys that occur twice in a mapping or in those within it."""
     if id(node) in seen:  # an alias
         return
     seen.add(id(node))

@@ -12,7 +12,7 @@ FEWEST_CELLS = 30
 
 
 def complete_batches(batches, missing_batch: str):
-    """Give every cell a batch, or refuse.
+    """Assign a batch to every cell, or refuse.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def in_large_batches(batches, min_batch_cells: int) -> np.ndarray:
 
 
 def warn_of_small(batches, min_batch_cells: int) -> None:
-    """Say which batches are too small to be integrated."""
+    """Warn of batches that are too small to be integrated."""
     for name in batches:
         sizes = batches[name].value_counts()
         small = sizes[(sizes < min_batch_cells) & (sizes > 0)]

@@ -66,7 +66,7 @@ class GroupSums:
         self._counts += np.bincount(places, minlength=n).reshape(self._shape)
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """Give mean and fraction, float64 (groups × genes); NaN for a group without cells."""
+        """Return mean and fraction, float64 (groups × genes); NaN for a group without cells."""
         with np.errstate(invalid="ignore"):
             return self._sums / self._sizes[:, None], self._counts / self._sizes[:, None]
 
@@ -226,7 +226,7 @@ def places_of(
 
 
 def names_of(counts: Path, places: np.ndarray) -> list[str]:
-    """Give the symbols of genes by their places in the store."""
+    """Return the symbols of genes, given their positions in the store."""
     return Counts(counts).genes()[places].tolist()
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def numbered_labels(column: "pd.Series", missing: Iterable[str]) -> np.ndarray:
-    """Give each label of an obs column a number, and cells without one -1.
+    """Return a number for the label of each cell; -1 for cells without a label.
 
     Parameters
     ----------

@@ -93,7 +93,7 @@ def open_matrix(
 def gene_values(
     counts: Path, filtered: Path, normalized: Path, gene: int, *, backend: str
 ) -> np.ndarray:
-    """Give one gene's log-normalised values: of a matrix that is in memory, or read.
+    """Return the log-normalised values of one gene, from a matrix in memory or from disk.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def gene_values(
 
 
 def _column(matrix, column: int, backend: str) -> np.ndarray:
-    """Give a column of a CSR matrix; slicing it would take several times the matrix's memory."""
+    """Return a column of a CSR matrix; slicing would take several times its memory."""
     xp = arrays(backend)
     places = xp.flatnonzero(matrix.indices == column)
     values = xp.zeros(matrix.shape[0], dtype=xp.float32)
@@ -166,7 +166,7 @@ def _wanted(
 
 
 def _whole(wanted: _Wanted, there: kept_matrices.Kept | None):
-    """Give the matrix in memory: one that is kept, or columns of it, or read from disk."""
+    """Return the matrix in memory: a kept one, columns of it, or read from disk."""
     store, backend, cells, used, genes, factor, nnz, keys = wanted
     if there:
         whole = there.blocks[0]
@@ -181,7 +181,7 @@ def _whole(wanted: _Wanted, there: kept_matrices.Kept | None):
 def _lazy(
     step: str, wanted: _Wanted, there: kept_matrices.Kept | None, *, needs_client: bool
 ) -> Iterator[Any]:
-    """Give the matrix in blocks: of those that are kept, or read from disk."""
+    """Return the matrix in blocks: kept ones, or read from disk."""
     store, backend, cells, used, genes, factor, nnz, keys = wanted
     to_hold = 0 if there else nnz
     with cluster_for(backend, to_hold, needs_client=needs_client) as client, ExitStack() as stack:
@@ -207,7 +207,7 @@ def _lazy(
 def _keys(
     backend: str, counts: Path, filtered: Path, normalized: Path | None
 ) -> dict[str, tuple | None]:
-    """Tell the keys that the matrix of all kept genes is kept under; counts are not kept."""
+    """Return the keys under which the matrix of all kept genes is kept; counts are not kept."""
     if normalized is None or not kept_matrices.is_on():  # counts are for one step alone
         return {"memory": None, "blocks": None}
     digests = [step_files.digest_of(file) for file in (counts, filtered, normalized)]

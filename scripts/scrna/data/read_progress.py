@@ -10,7 +10,7 @@ from scrna.progress import Progress
 
 
 def in_worker() -> bool:
-    """Tell whether this thread runs a task of a Dask cluster."""
+    """Check whether this thread runs a task of a Dask cluster."""
     if "distributed.worker" not in sys.modules:
         return False
     from distributed import get_worker

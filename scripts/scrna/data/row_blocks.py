@@ -98,13 +98,13 @@ def each(
 
 
 def bytes_at_work() -> int:
-    """Tell the bytes that the blocks take on a device that are worked on there."""
+    """Return the bytes of the blocks that are processed on a device at the same time."""
     return BLOCK_NNZ * BYTES_AT_WORK * machine_settings["threads"]
 
 
 @contextmanager
 def cluster_for(backend: str, nnz: int, *, needs_client: bool = False) -> Iterator[Any]:
-    """Give the client of a cluster with several workers; None where threads are enough.
+    """Return the client of a cluster with several workers; None where threads are enough.
 
     They are on one GPU that holds the non-zeros, however many there are: two H200 took three times
     as long as one for 2 G non-zeros, most of it for handing blocks and functions around.

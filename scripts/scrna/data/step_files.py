@@ -391,7 +391,7 @@ def _file_sha256(path: Path) -> str:
 
 
 def _pieces(array: np.ndarray) -> bytes:
-    """Give the digests of an array's pieces, made in threads: one takes a second for a gigabyte."""
+    """Compute digests of the pieces of an array, in threads: one takes a second per gigabyte."""
     whole = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     pieces = [whole[start : start + _PIECE] for start in range(0, len(whole), _PIECE)]
     if len(pieces) < 2:

@@ -257,7 +257,7 @@ class Simulation:
         self._profiles = profiles / profiles.sum(axis=2, keepdims=True)
 
     def _choose_markers(self, rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
-        """Tell for each gene the number of the type that it marks, -1 for none."""
+        """Return for each gene the number of the type that it marks, -1 for none."""
         low, high = (int(rank * len(base)) for rank in _MARKER_RANKS)
         n_markers = self.n_types * self.markers_per_type
         if n_markers > high - low:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def place_of(clustering: str, reps: Sequence[str]) -> tuple[str, str]:
-    """Tell which representation's clustering a column of the final object is.
+    """Find the representation and clustering that a column of the final AnnData comes from.
 
     Parameters
     ----------

@@ -64,7 +64,7 @@ def leiden(graph, resolution: float, *, n_iterations: int, backend: str, seed: i
 
 
 def modularity(graph, clusters: np.ndarray, resolution: float) -> float:
-    """Tell how much heavier the edges within clusters are than chance would have it.
+    """Compute the modularity of clusters.
 
     Reichardt & Bornholdt 2006, whose maximum Leiden and Louvain look for. What cuGraph returns with
     its clusters was too high by 0.1 in four of 48 runs; igraph would make a graph of its own first.

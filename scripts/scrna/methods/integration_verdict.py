@@ -1,16 +1,16 @@
-"""What the scores before and after an integration mean, in words.
+"""Judge an integration in words, from the scores before and after it.
 
-Everything is judged by a cell's `N_NEIGHBORS` nearest cells, in one unit, the neighbor: it is the
-smallest difference that a typical cell would notice, and what a neighbor graph is made of.
+The unit is one of the `N_NEIGHBORS` nearest neighbors of a cell: the smallest difference that a
+neighbor graph shows for a typical cell.
 
-- By chance: the share of neighbors from the same batch where batches are dealt out anew, among the
-  cells of the same label where there is one. So a cell type that only one batch has counts neither
+- Chance: the share of neighbors from the same batch if batches were assigned at random, among the
+  cells of the same label where there are labels. A cell type that only one batch has counts neither
   for nor against an integration.
-- *mixed*: less than one neighbor above chance. *separate*: nearer to all neighbors being of the
+- *mixed*: less than one neighbor above chance. *separate*: closer to all neighbors being from the
   cell's own batch than to chance. *partly mixed*: in between.
-- *better* and *worse*: one neighbor or more of a difference to the representation before. For the
-  agreement of clusters with labels a difference of `ARI_STEP` counts: Leiden from another seed, or
-  on another library, may move the adjusted Rand index by about 0.03.
+- *better* and *worse*: a difference of at least one neighbor to the representation before. For the
+  agreement of clusters and labels a difference of `ARI_STEP` counts: another seed of Leiden, or
+  another library, can change the adjusted Rand index by about 0.03.
 
 The scores themselves: `scrna.methods.integration_scores`.
 """
@@ -28,14 +28,14 @@ ARI_STEP = 0.05
 
 
 class Verdict(NamedTuple):
-    """What the scores before and after an integration mean."""
+    """What the scores before and after an integration mean, in words."""
 
     mixing: str
-    """mixed, partly mixed or separate, after it; unknown where that cannot be told."""
+    """mixed, partly mixed or separate after the integration; unknown if it cannot be judged."""
     biology: str
-    """kept, clearer, blurred or unclear, against before; unknown without labels."""
+    """kept, clearer, blurred or unclear, compared with before; unknown without labels."""
     overall: str
-    """better, worse, unchanged, a trade-off or unknown, against before."""
+    """better, worse, unchanged, a trade-off or unknown, compared with before."""
     sentence: str
 
 
@@ -66,7 +66,7 @@ def agreement(clusters: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def _adjusted_rand(table: np.ndarray, of_labels: np.ndarray, of_clusters: np.ndarray) -> float:
-    """Share of the pairs of cells that are together in both, less what chance gives."""
+    """Compute the adjusted Rand index from a table of labels and clusters."""
     both, one, other = ((n * (n - 1) / 2).sum() for n in (table, of_labels, of_clusters))
     n = table.sum()
     by_chance, most = one * other / (n * (n - 1) / 2), (one + other) / 2
@@ -75,7 +75,7 @@ def _adjusted_rand(table: np.ndarray, of_labels: np.ndarray, of_clusters: np.nda
 
 
 def _mutual_information(table: np.ndarray, of_labels: np.ndarray, of_clusters: np.ndarray) -> float:
-    """Mutual information, divided by the mean of the two entropies."""
+    """Compute the mutual information, divided by the mean of the two entropies."""
     n = table.sum()
     there = table > 0
     shared = table[there] / n
@@ -88,12 +88,12 @@ def _mutual_information(table: np.ndarray, of_labels: np.ndarray, of_clusters: n
 def judge(
     before: Mapping[str, float], after: Mapping[str, float], batch_key: str, label_key: str | None
 ) -> Verdict:
-    """Say what the scores of two representations mean.
+    """Judge an integration by the scores before and after it.
 
     Parameters
     ----------
     before, after
-        What `score` and `agreement` give, before and after the integration.
+        Results of `score` and `agreement`, before and after the integration.
     batch_key, label_key
         Names of the columns, for the sentence.
     """
@@ -106,27 +106,27 @@ def judge(
     else:
         overall = {1: "better", 0: "unchanged", -1: "worse"}[np.sign(mixes + keeps).item()]
     said = {
-        "better": "In all it is better than before.",
-        "worse": "In all it is worse than before.",
-        "unchanged": "In all little has changed.",
-        "a trade-off": "That is a trade-off: "
-        + ("mixing for biology." if keeps < 0 else "biology for mixing."),
-        "unknown": "So the integration cannot be judged.",
+        "better": "Overall, the integration improved the result.",
+        "worse": "Overall, the integration made the result worse.",
+        "unchanged": "Overall, little has changed.",
+        "a trade-off": "This is a trade-off: "
+        + ("better mixing, less clear labels." if keeps < 0 else "clearer labels, less mixing."),
+        "unknown": "The integration cannot be judged.",
     }[overall]
     return Verdict(mixing, biology, overall, f"{about_mixing} {about_biology} {said}")
 
 
 def _judge_mixing(before, after, batch_key: str, label_key: str | None) -> tuple[str, int, str]:
-    """Give the word for the mixing, whether it rose (1) or fell (-1), and a sentence."""
+    """Return the word for the mixing, whether it rose (1) or fell (-1), and a sentence."""
     if math.isnan(after["same_batch"]):
-        return "unknown", 0, f"{batch_key} has one batch: there is nothing to mix."
+        return "unknown", 0, f"{batch_key} has only one batch: there is nothing to mix."
     chance = N_NEIGHBORS * after["same_batch_expected"]
     if N_NEIGHBORS - chance < 1:
-        of_what = f"nearly every value of {label_key} lies" if label_key else "nearly all cells lie"
+        of_what = f"nearly every value of {label_key} is" if label_key else "nearly all cells are"
         return (
             "unknown",
             0,
-            f"Whether {batch_key} is mixed cannot be told: {of_what} in one batch, so that "
+            f"The mixing of {batch_key} cannot be judged: {of_what} in one batch, so that "
             f"{chance:.1f} of {N_NEIGHBORS} neighbors are of a cell's own batch by chance.",
         )
     above, above_before = (
@@ -140,19 +140,20 @@ def _judge_mixing(before, after, batch_key: str, label_key: str | None) -> tuple
     own, own_before = (N_NEIGHBORS * row["same_batch"] for row in (after, before))
     among = f" among cells of the same {label_key}" if label_key else ""
     said = (
-        f"Batches ({batch_key}) are {mixing}: of a cell's {N_NEIGHBORS} nearest {own:.1f} are of "
-        f"its own batch, {own_before:.1f} before; {chance:.1f} would be by chance{among}."
+        f"Batches ({batch_key}) are {mixing}: of the {N_NEIGHBORS} nearest neighbors of a cell "
+        f"{own:.1f} are from its own batch ({own_before:.1f} before; {chance:.1f} expected by "
+        f"chance{among})."
     )
     return mixing, _step(above_before - above, 1), said
 
 
 def _judge_biology(before, after, label_key: str | None) -> tuple[str, int, str]:
-    """Give the word for the biology, whether it is clearer (1) or blurred (-1), and a sentence."""
+    """Return the word for the biology, clearer (1) or blurred (-1), and a sentence."""
     if label_key is None:
-        said = "Without a label_key nothing tells whether cell types are kept."
+        said = "Without a label_key it cannot be judged whether cell types are kept."
         return "unknown", 0, said
     if math.isnan(after["same_label"]):
-        said = f"{label_key} has less than two values: it does not tell if cell types are kept."
+        said = f"{label_key} has less than two values: it does not show if cell types are kept."
         return "unknown", 0, said
     near, near_before = (N_NEIGHBORS * row["same_label"] for row in (after, before))
     steps = {_step(near - near_before, 1), _step(after["ari"] - before["ari"], ARI_STEP)} - {0}
@@ -160,9 +161,9 @@ def _judge_biology(before, after, label_key: str | None) -> tuple[str, int, str]
     if len(steps) == 2:
         biology = "unclear"
     said = (
-        f"Biology ({label_key}) is {biology}: {near:.1f} of {N_NEIGHBORS} are of the cell's own "
-        f"label, {near_before:.1f} before; the clusters agree with the labels at an ARI of "
-        f"{after['ari']:.2f}, {before['ari']:.2f} before."
+        f"Biology ({label_key}) is {biology}: {near:.1f} of {N_NEIGHBORS} neighbors have the label "
+        f"of the cell ({near_before:.1f} before), and the adjusted Rand index of clusters and "
+        f"labels is {after['ari']:.2f} ({before['ari']:.2f} before)."
     )
     return biology, sum(steps), said
 

@@ -133,7 +133,7 @@ def standard_scale(mean: np.ndarray) -> np.ndarray:
 
 
 def largest_fraction(fraction: np.ndarray) -> float:
-    """Tell the fraction that the largest dot stands for: in whole tenths, as scanpy has it."""
+    """Return the fraction of the largest dot, rounded up to tenths, as in scanpy."""
     return max(0.1, float(np.ceil(10 * np.nanmax(fraction)) / 10))
 
 
@@ -156,7 +156,7 @@ def _fields(of: GroupMeans, title: str) -> tuple[Figure, Axes]:
 
 
 def _brackets(ax: Axes, brackets: Sequence[tuple[str, int]]) -> None:
-    """Tell above the columns whose genes they are."""
+    """Label the columns with the groups whose markers they are."""
     ends = np.cumsum([n for _, n in brackets])
     starts = ends - [n for _, n in brackets]
     for start, end in zip(starts, ends, strict=True):

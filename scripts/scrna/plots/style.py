@@ -156,7 +156,7 @@ def _save(figure: Figure, path: Path, dpi: int, formats: Sequence[str], text: st
 
 
 def has_cloud(figure: Figure) -> bool:
-    """Tell whether a picture has a cloud of points, however it is drawn."""
+    """Check whether a figure has a scatter plot, however it is drawn."""
     return any(
         any(image.get_gid() == CLOUD for image in ax.images)
         or any(isinstance(of, PathCollection) and of.get_rasterized() for of in ax.collections)
@@ -260,7 +260,7 @@ def points_by_value(
 
 
 def _marks(n: int) -> dict:
-    """Give the size of n points, in pt², and what else they have in common."""
+    """Return the size of n points, in pt², and their other common settings."""
     return {"s": float(np.clip(30_000 / max(n, 1), 0.4, 14)), "linewidths": 0, "rasterized": True}
 
 
@@ -337,7 +337,7 @@ def shortened(name: str) -> str:
 
 
 def width_of(names: Sequence[str]) -> float:
-    """Tell the inches that the longest of some names takes, shortened, at most."""
+    """Estimate the width of the longest of some names, in inches."""
     return CHARACTER * max((len(shortened(name)) for name in names), default=0)
 
 
@@ -362,7 +362,7 @@ def legend(ax: Axes, colours: dict[str, str], title: str) -> None:
 
 
 def legend_width(names: Sequence[str]) -> float:
-    """Tell the inches that `legend` takes, about."""
+    """Estimate the size of a `legend`, in inches."""
     shown = list(names)[:MOST_NAMED]
     return 0.2 + _columns(len(names)) * (0.35 + width_of(shown))
 

@@ -1,1 +1,4 @@
-"""The report of a dataset: what the steps have left, as one page that needs no network."""
+"""The HTML report of a dataset, one file that needs no network.
+
+It may import the layers up to `plots`.
+"""

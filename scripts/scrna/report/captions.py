@@ -1,4 +1,4 @@
-"""The pictures of a report: what each shows, how it was made and with which parameters."""
+"""Captions of the figures in a report: what each shows, the method and its parameters."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -10,7 +10,7 @@ from scrna.report.results import REPRESENTATIONS, Results
 
 #: Topics of a report, in their order: id → heading.
 TOPICS = {
-    "quality": "Quality of the cells",
+    "quality": "Quality control",
     "genes": "Genes and components",
     "embeddings": "Embeddings",
     "clusters": "Clusters",
@@ -18,13 +18,13 @@ TOPICS = {
     "trajectory": "Trajectory",
     "more": "More figures",
 }
-#: Bounds of the filter that cut cells, as its table names them.
+#: Rows of the filter's table that are no bounds on cells.
 _NO_BOUNDS = ("all", "kept", "min_cells")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the report.
+    """A figure of the report.
 
     Parameters
     ----------
@@ -33,8 +33,8 @@ class Picture:
     topic
         A key of `TOPICS`.
     title, caption, alt
-        Its heading; what it shows, how it was made and with which parameters; the same for who
-        does not see it, shortly.
+        Its heading; what it shows, how it was made and with which parameters; a short text for
+        screen readers.
     """
 
     path: Path
@@ -45,12 +45,12 @@ class Picture:
 
 
 def pictures(results: Results) -> list[Picture]:
-    """List the pictures of a dataset by topic, each with its caption.
+    """List the figures of a dataset by topic, each with its caption.
 
     Parameters
     ----------
     results
-        The results. A picture that is not known by its name has the name for a title.
+        The results. A figure without a known name has its file name as title.
     """
     found = []
     for rep in ("", *results.reps):
@@ -80,18 +80,18 @@ def _picture(path: Path, rep: str, results: Results) -> Picture:
     return Picture(path, "more", title, "", title)
 
 
-# ----------------------------------------------------------------- what the pictures show, and how
+# ----------------------------------------------------------------- captions
 
 
 def _qc_violins(results: Results, _what: str, _rep: str) -> tuple[str, str]:
     qc = results.parameters("qc")
     shown = (
         f"Counts, genes, and mitochondrial and ribosomal shares of all {len(results.keep):,} cells "
-        "before the filter, by batch where there are batches."
+        "before filtering, by batch if there are batches."
     )
     how = (
-        "Violins with the median (dot) and the quartiles (bar); dashed lines are the filter's "
-        f"bounds: {_bounds(results)}. Mitochondrial genes: {_value(qc['mt'])}; ribosomal genes: "
+        "Violins with median (dot) and quartiles (bar); dashed lines are the bounds of the "
+        f"filter: {_bounds(results)}. Mitochondrial genes: {_value(qc['mt'])}; ribosomal genes: "
         f"{_value(qc['ribo'])}."
     )
     return shown, how
@@ -99,8 +99,8 @@ def _qc_violins(results: Results, _what: str, _rep: str) -> tuple[str, str]:
 
 def _qc_scatter(results: Results, _what: str, _rep: str) -> tuple[str, str]:
     shown = (
-        "Counts of each cell against its genes and against its share of mitochondrial counts; "
-        "kept and removed cells told apart."
+        "Total counts of each cell against its number of genes and its percentage of "
+        "mitochondrial counts, for kept and removed cells."
     )
     return shown, f"A cell is removed if it breaks a bound (dashed): {_bounds(results)}."
 
@@ -108,9 +108,9 @@ def _qc_scatter(results: Results, _what: str, _rep: str) -> tuple[str, str]:
 def _filter(results: Results, _what: str, _rep: str) -> tuple[str, str]:
     least = results.parameters("filter")["min_cells"]
     shown = f"Cells that each bound of the filter removed: {_bounds(results)}."
-    how = "The dark part of a bar are cells that broke this bound alone."
+    how = "The dark part of a bar is the cells that only this bound removed."
     if least:
-        how += f" Then genes found in fewer than {least:,} of the kept cells went."
+        how += f" Genes found in fewer than {least:,} of the kept cells were removed afterwards."
     return shown, how
 
 
@@ -124,8 +124,8 @@ def _hvg(results: Results, _what: str, _rep: str) -> tuple[str, str]:
         "seurat_v3": "variances against a fit over the means, Stuart et al. 2019",
         "pearson_residuals": "variances of Pearson residuals, Lause et al. 2021",
     }[own["flavor"]]
-    ranked = f", ranked in each {own['batch_key']} and combined" if own["batch_key"] else ""
-    shown = "Each gene's mean against its variability; highly variable genes told apart."
+    ranked = f", ranked within each {own['batch_key']} and combined" if own["batch_key"] else ""
+    shown = "Mean and variability of each gene; highly variable genes are highlighted."
     return shown, f"Flavor {own['flavor']} ({method}; {_settings(own, used)}){ranked}."
 
 
@@ -136,12 +136,13 @@ def _pca_variance(results: Results, _what: str, _rep: str) -> tuple[str, str]:
     on = "the highly variable genes" if own["use_highly_variable"] else "all kept genes"
     before = [f"regress_out {_value(own['regress_out'])}"] if own["regress_out"] else []
     before += ["scaled to unit variance"] if own["scale"] else []
-    shown = "Share of the variance in each principal component, and cumulated; the elbow is marked."
+    shown = "Variance explained by each principal component, and cumulative; the elbow is marked."
+    n_pcs = results.parameters("neighbors")["n_pcs"]
     how = (
-        f"PCA of {on}, log-normalised to {total} counts a cell"
+        f"PCA of {on}, log-normalised to {total} counts per cell"
         f"{''.join(f', {text}' for text in before)} "
         f"({_settings(own, ['n_comps', 'solver', 'zero_center', 'seed'])}). "
-        f"The neighbor graph uses the first {results.parameters('neighbors')['n_pcs']}."
+        f"The neighbor graph uses the first {n_pcs} components."
     )
     return shown, how
 
@@ -166,26 +167,26 @@ def _tsne(results: Results, _what: str, _rep: str) -> tuple[str, str]:
 def _embedding_of(name: str, results: Results) -> str:
     beside = ", before and after integration side by side" if len(results.reps) > 1 else ""
     return (
-        f"{name} of the {results.keep.sum():,} kept cells by cluster, known groups and quality"
-        f"{beside}."
+        f"{name} of the {results.keep.sum():,} kept cells, coloured by cluster, known labels and "
+        f"quality{beside}."
     )
 
 
 def _clusters_by(results: Results, what: str, _rep: str) -> tuple[str, str]:
     shown = (
-        f"Share of each cluster's cells by {what}; the first row, all cells, is what even mixing "
+        f"Composition of each cluster by {what}. The first row, all cells, is the composition "
+        "expected if all clusters were the same."
     )
-    shown += "would give."
     return shown, _leiden(results).strip()
 
 
 def _trajectory(results: Results, _what: str, _rep: str) -> tuple[str, str]:
     own = results.parameters("trajectory")
-    shown = "PAGA over the UMAP: circles are clusters, lines how well they are connected"
+    shown = "PAGA on the UMAP: circles are clusters, lines show how strongly they are connected"
     how = "PAGA (Wolf et al. 2019) on the neighbor graph; connections under 0.05 are left out."
     if own["root"]:
         kind, name = next(iter(own["root"].items()))
-        shown += "; below it pseudotime, on the UMAP and on the diffusion map"
+        shown += "; below, pseudotime on the UMAP and on the diffusion map"
         used = _settings(own, ["n_comps", "n_dcs"])
         how += f" Diffusion pseudotime (Haghverdi et al. 2016; {used}) from {kind} {name}."
     return f"{shown}.", how
@@ -193,10 +194,11 @@ def _trajectory(results: Results, _what: str, _rep: str) -> tuple[str, str]:
 
 def _of_markers(results: Results, what: str, rep: str) -> tuple[str, str]:
     own = results.parameters("markers", rep)
-    shown = f"Expression of the first markers of each group ({own['groupby']}) in all groups"
+    shown = f"Expression of the top markers of each group ({own['groupby']}) in all groups"
     how = (
-        f"Markers by {own['method']}, each group against all other cells, p-values corrected by "
-        f"{own['corr_method']}; groups under {own['min_cells']} cells have none. {_EXPRESSION}"
+        f"Markers: {own['method']}, each group against all other cells, p-values corrected by "
+        f"{own['corr_method']}; not computed for groups under {own['min_cells']} cells. "
+        f"{_EXPRESSION}"
     )
     return (
         f"{shown}: {_KINDS[what]}.",
@@ -206,22 +208,22 @@ def _of_markers(results: Results, what: str, rep: str) -> tuple[str, str]:
 
 def _of_genes(results: Results, what: str, rep: str) -> tuple[str, str]:
     if what == "umap":
-        return "The UMAP by the expression of the genes that figures.genes names.", _EXPRESSION
+        return "UMAP coloured by the expression of the genes in figures.genes.", _EXPRESSION
     groupby = results.parameters("markers", rep)["groupby"]
-    shown = f"Expression of the genes that figures.genes names, by {groupby}: {_KINDS[what]}."
+    shown = f"Expression of the genes in figures.genes, by {groupby}: {_KINDS[what]}."
     return shown, _EXPRESSION
 
 
-#: How expression is measured, and what the kinds of pictures of it show.
-_EXPRESSION = "Expression is log-normalised: ln(1 + counts brought to one total a cell)."
+#: How expression is measured, and what the kinds of figures show.
+_EXPRESSION = "Expression is log-normalised: ln(1 + counts scaled to the same total per cell)."
 _KINDS = {
-    "dotplot": "colour is the mean, size the share of a group's cells that have the gene",
-    "heatmap": "colour is a group's mean, for each gene from its lowest (0) to its highest (1)",
+    "dotplot": "colour is the mean, size is the share of cells in the group that express the gene",
+    "heatmap": "colour is the mean of the group, from its lowest (0) to its highest (1) for a gene",
 }
 
-#: Name of a picture (a regular expression) → topic, title, and what says the rest.
+#: Name of a figure (a regular expression) → topic, title, function for the caption.
 _KNOWN: Mapping[str, tuple[str, str, Callable[[Results, str, str], tuple[str, str]]]] = {
-    "qc_violins": ("quality", "Quality before the filter", _qc_violins),
+    "qc_violins": ("quality", "Quality before filtering", _qc_violins),
     "qc_scatter": ("quality", "Kept and removed cells", _qc_scatter),
     "filter": ("quality", "What the filter removed", _filter),
     "hvg": ("genes", "Highly variable genes", _hvg),
@@ -230,7 +232,7 @@ _KNOWN: Mapping[str, tuple[str, str, Callable[[Results, str, str], tuple[str, st
     "tsne": ("embeddings", "t-SNE", _tsne),
     "clusters_by_(.+)": ("clusters", "Clusters by {}", _clusters_by),
     "markers_(dotplot|heatmap)": ("expression", "Markers, {}", _of_markers),
-    "genes_(dotplot|umap)": ("expression", "Genes asked for, {}", _of_genes),
+    "genes_(dotplot|umap)": ("expression", "Selected genes, {}", _of_genes),
     "trajectory": ("trajectory", "Trajectory", _trajectory),
 }
 

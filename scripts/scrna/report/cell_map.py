@@ -1,4 +1,4 @@
-"""The interactive map of cells: a fragment of HTML that needs nothing but itself.
+"""The interactive map of cells: a fragment of HTML without references to other files.
 
 It holds plotly.js (from the plotly wheel), the cells as typed arrays, and ``report/cellmap.js``,
 which draws them with WebGL after the page has been painted. All of it is gzipped and in base64; the
@@ -22,7 +22,7 @@ from scrna.plots.colours import KEPT, MISSING, colours_of
 from scrna.plots.style import SEQUENTIAL
 
 _SOURCES = Path(__file__).parent
-_STOPS = 16  # colours that are given of the sequential scale
+_STOPS = 16  # colours of the sequential scale in the page
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class CellMap:
     Parameters
     ----------
     html
-        ``<section id="cell-map">`` with all that it needs, to be put into a page as it is.
+        ``<section id="cell-map">``, complete, to be inserted into a page.
     cells
         Which cells it shows: sorted indices among those given, int64.
     n_cells
         How many cells were given.
     note
-        How many of the cells are shown and how they were chosen, in words.
+        How many cells are shown and how they were chosen, in words.
     """
 
     html: str
@@ -68,11 +68,11 @@ def cell_map(
     values
         Name → value of each cell (n); one that is not finite is grey.
     genes
-        Gives, for the cells that are shown (sorted indices), gene → log-normalised expression.
+        Function of the shown cells (sorted indices): gene → log-normalised expression.
     max_cells
-        Cells to show; of more, so many are drawn at random, each with the same chance.
+        Most cells to show; of more cells a random sample is shown.
     seed
-        Of that draw.
+        Seed of the sample.
 
     Returns
     -------
@@ -90,7 +90,7 @@ def cell_map(
         _check_length(f"gene {name}", len(found), len(cells))
     note = f"all {n:,} cells shown"
     if len(cells) < n:
-        note = f"{len(cells):,} of {n:,} cells shown, sampled at random with seed {seed}"
+        note = f"{len(cells):,} of {n:,} cells shown, a random sample (seed {seed})"
     data = {
         "n": len(cells),
         "note": note,
@@ -119,7 +119,7 @@ def sample(n: int, max_cells: int, seed: int) -> np.ndarray:
 
 
 def quantise(values: np.ndarray, dtype: type[np.unsignedinteger] = np.uint16) -> dict:
-    """Pack numbers as whole multiples of a step above their least one.
+    """Pack numbers as integer multiples of a step above their minimum.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ def quantise(values: np.ndarray, dtype: type[np.unsignedinteger] = np.uint16) ->
 
 
 def _group(name: str, found: pd.Categorical) -> dict:
-    """Pack groups: their names, colours, numbers of cells and a code a cell."""
+    """Pack groups: their names, colours, numbers of cells and a code per cell."""
     names = [str(category) for category in found.categories]
     dtype = np.uint8 if len(names) < 255 else np.uint16
     missing = np.iinfo(dtype).max
@@ -198,7 +198,7 @@ def _compressed(raw: bytes) -> str:
 
 
 def _scale() -> list[str]:
-    """Give colours of the sequential scale, evenly spaced."""
+    """Return colours of the sequential scale, evenly spaced."""
     from matplotlib import colormaps
     from matplotlib.colors import to_hex
 
@@ -244,13 +244,13 @@ def _fragment(data: dict) -> str:
 </form>
 <p class="cm-note" role="status">{escape(data["note"])}</p>
 <p class="cm-message" role="alert" hidden></p>
-<div class="cm-plot" role="img" aria-label="Map of the cells"><p class="cm-wait">The map of \
-{data["n"]:,} cells is being made ready …</p></div>
+<div class="cm-plot" role="img" aria-label="Map of the cells"><p class="cm-wait">Loading the map \
+of {data["n"]:,} cells …</p></div>
 <div class="cm-tip" hidden></div>
 <div class="cm-legend"></div>
-<p class="cm-help">Drag to move; pinch, or click and then scroll, to zoom; double-click to see all \
-again. A click on a group hides it or shows it again, a double-click shows it alone.</p>
-<p class="cm-print">The map of cells is interactive: open this page in a browser to use it.</p>
+<p class="cm-help">Drag to move. To zoom, pinch, or click the map and scroll. Double-click to see \
+all cells. In the legend, click a group to hide or show it, double-click to show only this one.</p>
+<p class="cm-print">The map of cells is interactive. Open this page in a browser to use it.</p>
 <noscript><p>The map of cells needs JavaScript.</p></noscript>
 <script type="application/json" id="cell-map-data">{packed}</script>
 <script type="text/plain" id="cell-map-plotly">{plotly}</script>

@@ -1,7 +1,7 @@
-// The map of cells: decodes what scrna.cellmap has packed, paints it on a canvas at once, and then
-// with plotly's scattergl, which zooms; without WebGL the canvas stays. Every cell is a point of one
-// trace, in random order, so that no group hides another; cells without a group or value are a trace
-// below. The section's data-state tells how far it is: waiting, painted, drawn, no-webgl or failed.
+// The map of cells. Decodes the data of scrna/report/cell_map.py, paints it on a canvas at once, then draws it
+// with plotly's scattergl, which can zoom. Without WebGL the canvas stays. All cells are points of one
+// trace in random order, so that no group hides another; cells without a group or value are in a trace
+// below. data-state of the section is waiting, painted, drawn, no-webgl or failed.
 (() => {
   "use strict";
   const section = document.getElementById("cell-map");
@@ -96,7 +96,7 @@
     const xy = data.embeddings[Number(asked.embedding)];
     const { kind, packed } = colourOf(asked.colour);
     await Promise.all([codes(xy.x), codes(xy.y), packed && codes(packed)]);
-    if (shown !== asked) return; // something else was asked for meanwhile
+    if (shown !== asked) return; // the selection has changed meanwhile
     const isMissing = (cell) => packed !== undefined && packed.codes[cell] === packed.none;
     const at = (cell) => xy.x.codes[cell] !== xy.x.none && xy.y.codes[cell] !== xy.y.none;
     const below = order.filter((cell) => at(cell) && isMissing(cell) && !hidden.has("missing"));
@@ -335,7 +335,7 @@
 
   // ---------------------------------------------------------------- controls
 
-  let standing = ""; // what stays to be said
+  let standing = ""; // a message that stays
   const say = (text) => {
     message.textContent = text || standing;
     message.hidden = !message.textContent;
@@ -382,7 +382,7 @@
     return Boolean(context);
   }
 
-  // when the page has been painted and nothing else is to be done
+  // when the page has been painted and the browser is idle
   const afterPaint = () => new Promise((done) => {
     const idle = window.requestIdleCallback || ((f) => setTimeout(f, 50));
     requestAnimationFrame(() => requestAnimationFrame(() => idle(done, { timeout: 500 })));
@@ -395,7 +395,7 @@
     if (!hasWebGL()) {
       section.dataset.state = "no-webgl";
       part("help").hidden = true;
-      standing = "This browser has no WebGL: the map of cells can be coloured here, but not moved or zoomed.";
+      standing = "This browser has no WebGL: the map can be coloured, but not moved or zoomed.";
       say("");
       return;
     }
@@ -416,7 +416,7 @@
     plot.on("plotly_relayout", () => { tip.hidden = true; });
     guardScrolling();
     zoomByPinch();
-    await Promise.all(data.groups.map(codes)); // what the tip tells of a cell
+    await Promise.all(data.groups.map(codes)); // for the tip
   }
 
   fill();

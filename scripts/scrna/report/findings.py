@@ -1,4 +1,4 @@
-"""What a reader of the report has to know before reading on."""
+"""Warnings and notes at the top of the report."""
 
 import re
 from collections.abc import Iterator
@@ -6,24 +6,24 @@ from dataclasses import dataclass
 
 from scrna.report.results import Results
 
-#: Share of the cells that the filter may take without a word.
+#: Share of the cells that the filter may remove without a warning.
 _SHARE_TAKEN = 0.5
-#: What a conversion tells of names alone, and changes no result.
+#: Warnings of the conversion about names only, which change no result.
 _OF_NAMES = re.compile("occur more than once|have no symbol|is named|other features are left out")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know.
+    """A warning or a note.
 
     Parameters
     ----------
     kind
-        ``warning``: it may change what the results mean; ``note``: it is good to know.
+        ``warning``: it may change what the results mean; ``note``: background.
     step
         The step that found it, with its representations: ``neighbors (pca, harmony)``.
     text
-        What there is to know, a sentence or two.
+        A sentence or two.
     """
 
     kind: str
@@ -34,14 +34,14 @@ class Finding:
 def findings(
     results: Results, *, kind: str, unlabelled: tuple[str, int] | None = None
 ) -> list[Finding]:
-    """Collect what the steps have warned of, and what their results say by themselves.
+    """Collect the warnings of the steps, and what their results show.
 
     Parameters
     ----------
     results
         The results.
     kind
-        The dataset's kind, as the config has it.
+        The kind of the dataset in the config.
     unlabelled
         The label column and how many kept cells have no label, where there is one.
 
@@ -51,7 +51,7 @@ def findings(
     """
     found = [*_of_filter(results), *_recorded(results), *_of_integration(results)]
     found += [
-        Finding("warning", step, f"The picture {name} is left out, it cannot be drawn: {why}")
+        Finding("warning", step, f"The figure {name} could not be drawn and is left out: {why}")
         for step, name, why in results.not_drawn
     ]
     found += _notes(results, kind)
@@ -59,14 +59,14 @@ def findings(
         (label_key, n), n_obs = unlabelled, int(results.keep.sum())
         text = (
             f"{n:,} of {n_obs:,} cells ({100 * n / n_obs:.1f} %) have no label in {label_key}; "
-            "scores of labels leave them out."
+            "the label scores of the integration leave them out."
         )
         found.append(Finding("note", "label_key", text))
     return sorted(found, key=lambda finding: finding.kind != "warning")
 
 
 def _recorded(results: Results) -> Iterator[Finding]:
-    """Give what steps have warned of while they ran; once where representations agree."""
+    """Yield the warnings of the steps; one entry where both representations have the same."""
     said: dict[tuple[str, str], list[str]] = {}
     for (rep, step), record in results.records.items():
         warned = list(record.get("warnings", []))
@@ -86,8 +86,8 @@ def _of_filter(results: Results) -> Iterator[Finding]:
     if n_kept < (1 - _SHARE_TAKEN) * n_obs:
         share = 100 * (1 - n_kept / n_obs)
         text = (
-            f"The filter took {n_obs - n_kept:,} of {n_obs:,} cells ({share:.0f} %): look at its "
-            "bounds, which the figures of quality show."
+            f"The filter removed {n_obs - n_kept:,} of {n_obs:,} cells ({share:.0f} %). Check its "
+            "bounds in the figures under Quality control."
         )
         yield Finding("warning", "filter", text)
 
@@ -103,26 +103,26 @@ def _of_integration(results: Results) -> Iterator[Finding]:
 
 def _notes(results: Results, kind: str) -> Iterator[Finding]:
     if kind == "simulate":
-        yield Finding("note", "simulate", "The cells are simulated: no biology is to be learnt.")
+        text = "The counts are simulated, so the results have no biological meaning."
+        yield Finding("note", "simulate", text)
     source = results.source
     if source["n_obs_source"] > source["n_obs"]:
-        text = (
-            f"keep_obs takes {source['n_obs']:,} of the source's {source['n_obs_source']:,} cells."
-        )
+        n, n_source = source["n_obs"], source["n_obs_source"]
+        text = f"keep_obs selects {n:,} of {n_source:,} cells of the source."
         yield Finding("note", "convert", text)
     if results.reps == ["pca"]:
         text = (
-            "Nothing is integrated, since the dataset names no batch_key: there is one "
-            "representation, pca, and batches, should there be any, count as one."
+            "There is no integration, because the dataset has no batch_key. Batches, if there "
+            "are any, are not corrected for."
         )
         yield Finding("note", "harmony", text)
     for rep in results.reps:
         if recall := results.records[rep, "neighbors"].get("recall"):
             text = (
-                f"Neighbors were searched for approximately ({recall['algorithm']}): "
-                f"{100 * recall['recall']:.1f} % of a sample's true neighbors are found."
+                f"The neighbor search was approximate ({recall['algorithm']}): it found "
+                f"{100 * recall['recall']:.1f} % of the true neighbors of a sample of cells."
             )
             yield Finding("note", f"neighbors ({rep})", text)
     if results.has("trajectory", "uns/paga") and not results.parameters("trajectory")["root"]:
-        text = "There is no pseudotime, since trajectory.root names no start."
+        text = "There is no pseudotime, because trajectory.root is not set."
         yield Finding("note", "trajectory", text)

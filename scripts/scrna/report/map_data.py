@@ -1,4 +1,4 @@
-"""What the report's map of the cells shows: embeddings, groups, values and a few genes."""
+"""Data of the map of the cells: embeddings, groups, values and a few genes."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,10 +13,10 @@ from scrna.plots.style import by_number
 from scrna.report.cell_map import CellMap, cell_map
 from scrna.report.results import Results
 
-#: Genes that the map offers: the first of each group, fewer where there are many groups.
+#: Genes in the map: the first markers of each group, fewer if there are many groups.
 MOST_GENES = 60
 GENES_OF_GROUP = 3
-#: Name → step and slot, with a suffix of their representation where there are two.
+#: Name → step and slot.
 _EMBEDDINGS = {"UMAP": ("umap", "obsm/X_umap"), "t-SNE": ("tsne", "obsm/X_tsne")}
 
 
@@ -29,7 +29,7 @@ def map_of(
     max_cells: int,
     seed: int,
 ) -> CellMap:
-    """Make the map of a dataset's kept cells.
+    """Make the map of the kept cells of a dataset.
 
     Parameters
     ----------
@@ -38,16 +38,16 @@ def map_of(
     columns
         Columns of obs to colour by: batches, labels.
     genes
-        Genes to offer beside the first markers of each group.
+        Genes to show in addition to the first markers of each group.
     annotations
-        Clustering → cluster → name, as the config has them; they become cell_type.
+        Clustering → cluster → name, from the config; they become cell_type.
     max_cells, seed
         As in `cell_map`.
 
     Raises
     ------
     UserError
-        If one of `genes` is not there, or a cluster that `annotations` name.
+        If a gene in `genes` or a cluster in `annotations` does not exist.
     """
     offered = genes_of(results, genes)
     base = results.counts, results.files["", "filter"], results.files["", "normalize"]
@@ -66,7 +66,7 @@ def map_of(
 
 
 def genes_of(results: Results, asked: Sequence[str]) -> list[str]:
-    """List the genes asked for, then the first markers of the result's groups; each once."""
+    """List the genes asked for, then the first markers of the main result; each once."""
     tables = results.markers(GENES_OF_GROUP)
     first = next(iter(tables.values()), None)
     by_group = list(first.genes(GENES_OF_GROUP).values()) if first else []
@@ -76,7 +76,7 @@ def genes_of(results: Results, asked: Sequence[str]) -> list[str]:
 
 
 def embeddings(results: Results) -> dict[str, np.ndarray]:
-    """Read the first two dimensions of the embeddings, the result's first."""
+    """Read the first two dimensions of the embeddings, those of the main result first."""
     found = {}
     for name, (step, slot) in _EMBEDDINGS.items():
         for rep in results.reps:
@@ -103,18 +103,18 @@ def groups(
         found[_of(name, rep, results, "{} ({})")] = clusters
     for name, column in Counts(results.counts).obs(list(columns)).items():
         text = column.loc[results.keep].astype("str").where(column.loc[results.keep].notna())
-        # as in `final`, where the source's own gives way
+        # as in `final`, which renames the column of the source
         found[f"{name}_source" if name in found else str(name)] = by_name(text)
     return found
 
 
 def by_name(text: pd.Series) -> pd.Categorical:
-    """Take text as groups, in the order of their names; missing values stay missing."""
+    """Convert text to groups, in the order of their names; missing values stay missing."""
     return pd.Categorical(text, categories=sorted(text.dropna().unique(), key=by_number))
 
 
 def values(results: Results) -> dict[str, np.ndarray]:
-    """Read what colours cells by a number: quality, pseudotime."""
+    """Read the numbers that cells can be coloured by: quality, pseudotime."""
     qc = results.files["", "qc"]
     found = {
         "total counts (log10)": np.log10(1 + step_files.read(qc, "obs/total_counts")[results.keep]),
@@ -130,5 +130,5 @@ def values(results: Results) -> dict[str, np.ndarray]:
 
 
 def _of(name: str, rep: str, results: Results, both: str) -> str:
-    """Name what a representation has, where there are two."""
+    """Return a name with its representation, if there are two."""
     return both.format(name, rep) if len(results.reps) > 1 else name

@@ -1,4 +1,4 @@
-"""The page of a report: what is on it, and how it is put together."""
+"""The page of a report: its contents, and how they are put together."""
 
 import io
 from base64 import b64encode
@@ -18,30 +18,30 @@ from scrna.report.findings import findings
 from scrna.report.results import REPRESENTATIONS, Markers, Results
 
 SOURCES = Path(__file__).parent
-#: Bytes of all pictures together, beyond which the largest are packed again.
+#: Bytes of all figures together, above which the largest are compressed again.
 MOST_BYTES = 12_000_000
 #: Markers that the summary names for a cluster.
 _NAMED = 5
-#: Column of ``markers.csv`` → its heading and how it is written; pvals are left to the file.
+#: Column of ``markers.csv`` → its heading and format; pvals are only in the file.
 _COLUMNS = {
     "scores": ("score", "number"),
     "logfoldchanges": ("log2 fold change", "number"),
     "pvals_adj": ("adjusted p", "p"),
-    "pct_nz_group": ("in the group", "percent"),
-    "pct_nz_reference": ("elsewhere", "percent"),
+    "pct_nz_group": ("expressed in group", "percent"),
+    "pct_nz_reference": ("expressed in other cells", "percent"),
 }
-#: Column of ``integration.csv`` → what it is.
+#: Column of ``integration.csv`` → its name in the report.
 _SCORES = {
     "same_batch": "neighbors of the same batch",
-    "same_batch_expected": "the same, by chance",
-    "ilisi": "batches around a cell (iLISI)",
-    "ilisi_expected": "the same, if each neighborhood were as the whole",
-    "silhouette_batch": "silhouette of the batches",
+    "same_batch_expected": "neighbors of the same batch, expected by chance",
+    "ilisi": "effective number of batches around a cell (iLISI)",
+    "ilisi_expected": "iLISI if every neighborhood had the composition of the dataset",
+    "silhouette_batch": "silhouette of batches",
     "same_label": "neighbors of the same label",
-    "clisi": "labels around a cell (cLISI)",
-    "silhouette_label": "silhouette of the labels",
+    "clisi": "effective number of labels around a cell (cLISI)",
+    "silhouette_label": "silhouette of labels",
     "ari": "clusters and labels: adjusted Rand index",
-    "nmi": "clusters and labels: mutual information",
+    "nmi": "clusters and labels: normalised mutual information",
 }
 
 
@@ -56,18 +56,18 @@ def page(
     annotations: Mapping[str, Mapping[str, str]],
     unlabelled: tuple[str, int] | None = None,
 ) -> str:
-    """Put a dataset's report together.
+    """Write the report of a dataset as HTML.
 
     Parameters
     ----------
     results
-        What the steps have left.
+        The results of the steps.
     dataset
         Its name.
     config
-        The dataset's section of the config, completed.
+        The settings of the dataset, with defaults.
     usages
-        What the steps took.
+        Time and memory of the steps.
     cell_map
         The interactive map as HTML.
     n_markers
@@ -79,7 +79,7 @@ def page(
 
     Returns
     -------
-    HTML that needs nothing but itself.
+    HTML without references to other files.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -120,7 +120,7 @@ def page(
 
 
 class Number(NamedTuple):
-    """A number of the summary: what it counts, and what is to be said beside it."""
+    """A number of the summary, with its label and a remark."""
 
     label: str
     value: str
@@ -128,7 +128,7 @@ class Number(NamedTuple):
 
 
 def numbers(results: Results, usages: Sequence[Usage]) -> list[Number]:
-    """Give the numbers that a reader looks for first."""
+    """Collect the numbers of the summary."""
     rows = results.filtered
     n_obs, n_vars = (int(rows["all"][key]) for key in ("cells", "genes"))
     cells, genes = (int(rows["kept"][key]) for key in ("cells", "genes"))
@@ -146,7 +146,7 @@ def numbers(results: Results, usages: Sequence[Usage]) -> list[Number]:
         found.append(Number(of, f"{n_clusters:,}", f"Leiden, resolution {first:g}"))
     if usages:
         total = sum(usage.seconds for usage in usages)
-        found.append(Number("time of all steps", short_duration(total), _devices(usages)))
+        found.append(Number("total time of steps", short_duration(total), _devices(usages)))
     return found
 
 
@@ -160,7 +160,7 @@ def clusters(
 
     Returns
     -------
-    rep, label, and rows: name, called (what annotations call it), colour, n, share, genes.
+    rep, label, and rows: name, called (its name in annotations), colour, n, share, genes.
     """
     found = step_files.read(results.files[rep, "leiden"], "obs/leiden")
     groupby = results.parameters("markers", rep).get("groupby")
@@ -185,7 +185,7 @@ def clusters(
 def _names_of(
     results: Results, rep: str, groupby: str, annotations: Mapping[str, Mapping[str, str]]
 ) -> dict[str, str]:
-    """Give the names of a clustering's clusters, where annotations name them."""
+    """Return the names that annotations have for the clusters of a clustering."""
     for asked, names in annotations.items():
         if place_of(asked, results.reps[::-1]) == (rep, groupby):
             return dict(names)
@@ -197,11 +197,11 @@ def marker_data(
     markers: Mapping[str, Markers],
     annotations: Mapping[str, Mapping[str, str]],
 ) -> dict[str, Any]:
-    """Give the table of markers as its script reads it.
+    """Return the table of markers as report.js reads it.
 
     Returns
     -------
-    tables: one a representation with rep, label, groupby, called (group → name), columns (those
+    tables: one per representation with rep, label, groupby, called (group → name), columns (those
     of ``markers.csv``, headings and formats) and rows; empty where there are no markers.
     """
     tables = []
@@ -225,7 +225,7 @@ def marker_data(
 
 
 def topics(found: Sequence[Picture]) -> list[dict[str, Any]]:
-    """Group pictures by topic, each as the page shows it: Picture, src, width, height, wide."""
+    """Group figures by topic, each as the page shows it: picture, src, width, height, inches."""
     packed = pack([picture.path for picture in found])
     shown = [{"picture": each} | packed[each.path] for each in found]
     return [
@@ -236,18 +236,18 @@ def topics(found: Sequence[Picture]) -> list[dict[str, Any]]:
 
 
 def pack(paths: Sequence[Path], most_bytes: int = MOST_BYTES) -> dict[Path, dict[str, Any]]:
-    """Take pictures into the page.
+    """Encode figures for the page.
 
     Parameters
     ----------
     paths
         PNG files.
     most_bytes
-        Of all together. Beyond it the largest become WebP, first without loss.
+        Of all together. Above it the largest become WebP, first lossless.
 
     Returns
     -------
-    Path → src (a data URL), width and height in pixels, inches (the width as it was drawn).
+    Path → src (a data URL), width and height in pixels, inches (the width in which it was drawn).
     """
     raw = {path: ("png", path.read_bytes()) for path in paths}
     for options in ({"lossless": True, "method": 2}, {"quality": 80}):
@@ -282,7 +282,7 @@ def _size(path: Path) -> dict[str, Any]:
 
 
 def versions(results: Results) -> dict[str, str]:
-    """Give the versions of the packages that the steps used; several where they differ."""
+    """Collect the versions of the packages that the steps used; several where they differ."""
     found: dict[str, dict[str, None]] = {}
     for record in results.records.values():
         for name, version in record.get("versions", {}).items():
@@ -291,7 +291,7 @@ def versions(results: Results) -> dict[str, str]:
 
 
 def provenance(results: Results) -> list[dict[str, Any]]:
-    """Give a row a step: its name, backend, device, start, seconds, digest of what it made."""
+    """Return a row per step: name, device, start, seconds, digest of its result, parameters."""
     rows = []
     for (rep, step), record in results.records.items():
         path = results.files.get((rep, step))
@@ -320,5 +320,5 @@ def _percent(part: int, whole: int) -> str:
 
 
 def _signed(value: float) -> str:
-    """Write a score; NaN is none."""
+    """Write a score; a dash for NaN."""
     return "–" if value != value else f"{value:.2f}".replace("-", "−")

@@ -103,14 +103,14 @@
     const number = (n) => n.toLocaleString("en");
     at("count").textContent = rows.length
       ? `${number(shown)} of ${number(rows.length)} rows shown`
-      : "No gene is found; the table has the first genes of each group, markers.csv has all.";
+      : "No gene found. This table has the top genes of each group; markers.csv has all genes.";
     at("more").hidden = shown === rows.length;
   };
 
   const NUMBER = /^([+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan))$/;
   const quoted = (value) => {
     let text = value === null ? "" : String(value);
-    // as in markers.csv (scripts/scrna/spreadsheet.py): no spreadsheet takes a name for a formula
+    // as in markers.csv (scrna/data/spreadsheet.py), so that no spreadsheet reads a name as a formula
     if (typeof value === "string" && /^'*[=+\-@\t\r＝＋－＠]/.test(text) && !NUMBER.test(text))
       text = `'${text}`;
     return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
@@ -137,7 +137,7 @@
   choose();
 })();
 
-// Figures in their full size.
+// Figures in full size.
 (() => {
   const dialog = document.getElementById("large");
   for (const button of document.querySelectorAll(".enlarge")) {
@@ -153,7 +153,7 @@
   });
 })();
 
-// Which section is being read.
+// Mark the current section in the navigation.
 (() => {
   const links = new Map([...document.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
   const visible = new Set();

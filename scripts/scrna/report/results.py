@@ -1,4 +1,4 @@
-"""What the steps of a dataset have left on disk, read for its report."""
+"""Read the results of a dataset's steps for its report."""
 
 import csv
 import json
@@ -20,7 +20,7 @@ from scrna.data.labels import numbered_labels
 from scrna.data.spreadsheet import unescaped
 from scrna.steps import CLUSTERINGS
 
-#: Representation → what it is called; the last that there is is the result.
+#: Representation → its name in the report; the last one that exists is the main result.
 REPRESENTATIONS = {"pca": "PCA, before integration", "harmony": "Harmony, after integration"}
 #: Clusterings: their step files hold obs columns of the same name, one more for each resolution.
 
@@ -41,7 +41,7 @@ class Markers:
     rows: list[list]
 
     def genes(self, most: int) -> dict[str, list[str]]:
-        """Give the first genes of each group."""
+        """Return the first genes of each group."""
         found: dict[str, list[str]] = {}
         for group, gene, *_ in self.rows:
             known = found.setdefault(group, [])
@@ -80,7 +80,7 @@ def _number(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class Results:
-    """The files of a dataset, and what they say.
+    """The result files of a dataset and their contents.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ class Results:
     marker_tables
         ``markers.csv`` of representations, in a folder of its name.
     figures
-        Folders of pictures: the dataset's, and those of representations below them.
+        Folders of figures: of the dataset, and of its representations.
     """
 
     counts: Path
@@ -113,7 +113,7 @@ class Results:
 
     @cached_property
     def files(self) -> dict[tuple[str, str], Path]:
-        """Representation (empty for what is of none) and step → step file."""
+        """Representation (empty if none) and step → step file."""
         return {(self.rep_of(path), path.stem): path for path in self.steps}
 
     @cached_property
@@ -124,12 +124,12 @@ class Results:
 
     @cached_property
     def source(self) -> dict[str, Any]:
-        """What ``counts.json`` says."""
+        """The contents of ``counts.json``."""
         return read_summary(self.counts.with_suffix(".json"))
 
     @cached_property
     def reps(self) -> list[str]:
-        """The representations that there are, the result first."""
+        """The representations that exist, the main result first."""
         there = {rep for rep, _ in self.files}
         return [rep for rep in reversed(REPRESENTATIONS) if rep in there]
 
@@ -145,12 +145,12 @@ class Results:
 
     @cached_property
     def keep(self) -> np.ndarray:
-        """Mask of the cells that stay, over all."""
+        """Mask of the kept cells."""
         return step_files.read(self.files["", "filter"], "obs/keep")
 
     @cached_property
     def integration(self) -> dict[str, Any] | None:
-        """The scores of the integration and its verdict, where they are computed."""
+        """The scores of the integration and the verdict, if they were computed."""
         path = self.files.get(("", "integration"))
         return step_files.read(path, "uns/integration") if path else None
 
@@ -162,7 +162,7 @@ class Results:
         label_key
             Column of obs.
         missing
-            Values that mean none.
+            Values that mean no label.
 
         Returns
         -------
@@ -173,7 +173,7 @@ class Results:
 
     @cached_property
     def not_drawn(self) -> list[tuple[str, str, str]]:
-        """What drew it, picture, and reason, of each picture that could not be drawn."""
+        """Step, figure and reason of each figure that could not be drawn."""
         found = []
         for folder in self.figures:
             listed, rep = folder / "not_drawn.json", self.rep_of(folder)
@@ -187,7 +187,7 @@ class Results:
         return found
 
     def markers(self, most: int) -> dict[str, "Markers"]:
-        """Read the first genes of every group, by representation, the result first.
+        """Read the first genes of every group, by representation, the main result first.
 
         Parameters
         ----------
@@ -198,25 +198,25 @@ class Results:
         return {rep: read_markers(paths[rep], most) for rep in self.reps if rep in paths}
 
     def parameters(self, step: str, rep: str | None = None) -> dict[str, Any]:
-        """Give the parameters that a step ran with, in the result's representation by default.
+        """Return the parameters that a step ran with, by default in the main representation.
 
         Parameters
         ----------
         step
             The step.
         rep
-            The representation, where it is one of several.
+            The representation, if there are several.
 
         Returns
         -------
-        Empty where it did not run.
+        The parameters; empty if the step did not run.
         """
         reps = [rep] if rep else ["", *self.reps]
         record = next((self.records[r, step] for r in reps if (r, step) in self.records), {})
         return record.get("parameters", {})
 
     def has(self, step: str, slot: str) -> bool:
-        """Tell whether a step has left a slot, in any representation."""
+        """Check whether a step has written a slot, in any representation."""
         return any(
             slot in step_files.names(path) for (_, name), path in self.files.items() if name == step
         )
@@ -232,7 +232,7 @@ class Results:
         }
 
     def usages(self, benchmarks: Path) -> list[Usage]:
-        """Read what the steps behind the report took, in the order in which they started.
+        """Read time and memory of the steps, in the order in which they started.
 
         Parameters
         ----------
@@ -255,4 +255,4 @@ def _usages(files: list[Path], benchmarks: Path) -> Iterator[Usage]:
         try:
             yield usage_of(file, label)
         except (OSError, ValueError, KeyError):
-            continue  # none is there, or it is being written
+            continue  # missing, or being written

@@ -165,7 +165,7 @@ def make_room_for(step: str, backend: str, settings: dict[str, Any]) -> None:
 
 
 def usable_memory(backend: str) -> int:
-    """Tell the bytes that this process may take now, less the headroom.
+    """Return the bytes that this process may take now, less the headroom.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ def usable_memory(backend: str) -> int:
 
 
 def _gpu(backend: str) -> gpus.Gpu | None:
-    """Give the GPU that this process computes on; None on the CPU."""
+    """Return the GPU that this process computes on; None on the CPU."""
     if backend != "gpu":
         return None
     found = gpus.visible_gpus()

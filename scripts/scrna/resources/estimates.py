@@ -34,7 +34,7 @@ _BLOCK_CELLS = BLOCK_NNZ // 1000
 
 
 def csr_bytes(n_obs: int, nnz: int) -> int:
-    """Tell the bytes of a float32 CSR matrix.
+    """Compute the bytes of a float32 CSR matrix.
 
     Parameters
     ----------

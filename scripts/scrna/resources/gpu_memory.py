@@ -18,7 +18,7 @@ from scrna.resources.host_memory import CGROUPS, PROC, Memory, gib, host_memory,
 def available_memory(
     gpu: Gpu | None, *, limit: int | None = None, proc: Path = PROC, cgroups: Path = CGROUPS
 ) -> Memory:
-    """Tell how much memory a GPU has left, or the host.
+    """Return how much memory is free on a GPU, or on the host.
 
     On a device that shares the host's memory NVML does not answer, and cudaMemGetInfo counts page
     cache as taken that the kernel would give back; the host's own figures are right there.
@@ -95,7 +95,7 @@ def wait_for_memory(
 
 
 def pool_held() -> int:
-    """Tell the bytes on the GPU that RMM's pool in this process holds and nothing uses."""
+    """Return the unused bytes in RMM's pool of this process."""
     if "rmm" not in sys.modules:
         return 0
     import rmm.mr
@@ -111,7 +111,7 @@ def pool_held() -> int:
 
 
 def allocated() -> int:
-    """Tell the bytes on the GPU that are allocated through RMM in this process."""
+    """Return the bytes on the GPU that this process has allocated through RMM."""
     if "rmm" not in sys.modules:
         return 0
     import rmm.statistics
@@ -174,7 +174,7 @@ class MemoryPeak:
 
 @contextmanager
 def _reader(gpu: Gpu | None, proc: Path) -> Iterator[Callable[[], Memory]]:
-    """Give a function that tells the memory of a device as a whole; NVML is opened once."""
+    """Return a function that reads the memory of a whole device; NVML is opened once."""
     if gpu is None or gpu.unified:
         yield lambda: meminfo(proc)
         return
@@ -194,7 +194,7 @@ def _reader(gpu: Gpu | None, proc: Path) -> Iterator[Callable[[], Memory]]:
 
 
 def _too_little(gpu: Gpu, needed: int, memory: Memory, held: int, waited: float) -> str:
-    """Say that memory is missing, with the figures and what to do."""
+    """Describe how much memory is missing and what to do."""
     where = f"GPU {gpu.index} ({gpu.name})"
     if needed > memory.total:
         return (

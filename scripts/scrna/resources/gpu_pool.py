@@ -80,7 +80,7 @@ def memory_kind(asked: str) -> str:
 
 
 def gpu_record() -> dict[str, Any]:
-    """Tell which GPU this process uses and the most memory that it held there.
+    """Return which GPU this process uses and the most memory that it held there.
 
     Returns
     -------

@@ -89,7 +89,7 @@ def chosen_gpus(asked: str | int) -> list[Gpu]:
 
 
 def gpu_problem() -> str | None:
-    """Say why RAPIDS cannot use the first GPU here; None where it can."""
+    """Return why RAPIDS cannot use the first GPU; None if it can."""
     return _look()[1]
 
 
@@ -130,7 +130,7 @@ def resolve_backend(asked: str) -> tuple[str, str]:
 
 
 def gpu_memory() -> int | None:
-    """Tell the bytes of the first GPU's memory, maybe the host's; None where there is no GPU."""
+    """Return the bytes of the first GPU's memory, maybe the host's; None without a GPU."""
     found = visible_gpus()
     if not found:
         return None

@@ -32,7 +32,7 @@ class Memory:
 
 
 def host_memory(*, proc: Path = PROC, cgroups: Path = CGROUPS) -> Memory:
-    """Tell how much memory this process may use on the host.
+    """Return how much host memory this process may use.
 
     The machine's memory, or what the tightest cgroup around the process (a container, a SLURM
     job) leaves of it. Page cache that a cgroup would drop first (inactive_file) is not counted

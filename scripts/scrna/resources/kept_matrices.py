@@ -98,17 +98,17 @@ def put(key: tuple | None, blocks: Sequence[Any]) -> None:
 
 
 def nbytes() -> int:
-    """Tell the bytes that are kept."""
+    """Return the number of bytes kept."""
     return sum(kept.nbytes for kept in _kept.values())
 
 
 def nbytes_of(key: tuple | None) -> int:
-    """Tell the bytes that are kept under a key."""
+    """Return the number of bytes kept under a key."""
     return _kept[key].nbytes if key in _kept else 0
 
 
 def largest() -> tuple[int, int, int]:
-    """Tell cells, genes and non-zeros of the matrix with the most cells; zeros without any."""
+    """Return cells, genes and non-zeros of the matrix with the most cells; zeros without any."""
     sizes = [(*kept.shape, kept.nnz) for kept in _kept.values()]
     return max(sizes, default=(0, 0, 0))
 
@@ -130,7 +130,7 @@ def make_room(nbytes: int, *, but: tuple | None = None) -> None:
 
 
 def parts(matrix) -> tuple[Any, Any, Any]:
-    """Give the arrays of a CSR matrix."""
+    """Return the arrays of a CSR matrix."""
     return matrix.data, matrix.indices, matrix.indptr
 
 

@@ -91,7 +91,7 @@ class Lock:
         return True
 
     def holder(self) -> str | None:
-        """Say who holds the lock; None where the file does not name a living process."""
+        """Return who holds the lock; None if the file does not name a living process."""
         try:
             with self.path.open() as file:
                 about = json.loads(file.read(4096))
@@ -107,7 +107,7 @@ class Lock:
         return text if text.isprintable() else None  # anyone may write into the file
 
     def release(self) -> None:
-        """Give the lock back; nothing to do where it is not held, as in a forked child."""
+        """Release the lock; does nothing where it is not held, as in a forked child."""
         if self._fd in _held:
             _held.remove(self._fd)
             with suppress(OSError):

@@ -126,7 +126,7 @@ def choose(
 
 
 def blocks_problems(step: str, settings: Mapping[str, Any], backend: str) -> Iterator[str]:
-    """Say which of a step's settings cannot be done in blocks, and what to use instead.
+    """Find settings of a step that cannot be done in blocks, with what to use instead.
 
     Parameters
     ----------
@@ -258,7 +258,7 @@ def plan_steps(
 
 
 def _there_is(memory: Memory, held: int = 0) -> int:
-    """Tell the bytes to reckon with: all of a GPU's own memory, for which a step waits.
+    """Return the bytes to plan with: all of a GPU's own memory, for which a step waits.
 
     Of the host's, which others use too and which must not run out, what is available.
     """

@@ -97,7 +97,7 @@ def failure(job: Job, snakemake_log: str = "", *, since: float = 0) -> Failure:
 
 
 def advice(cause: str, rule: str) -> str:
-    """Tell what most likely happened and what to do about it.
+    """Return what most likely happened and what to do about it.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ def failure_lines(
     *,
     since: float = 0,
 ) -> list[str]:
-    """Say of each failed step why, and what to do; then what waits for them.
+    """Describe why each failed step failed and what to do; then the steps that wait for it.
 
     Parameters
     ----------

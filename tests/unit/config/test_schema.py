@@ -3,9 +3,10 @@ import re
 import pytest
 import yaml
 
+from scrna.config import reference
 from scrna.config import settings as checks
 from scrna.config.schema import SCHEMA, resolve, schema
-from scrna.config.settings import check, complete, render_settings
+from scrna.config.settings import check, complete
 from scrna.errors import UserError
 
 CONFIG = SCHEMA.parents[1] / "config.yaml"
@@ -76,13 +77,32 @@ def test_every_step_is_a_section_that_datasets_override():
         assert dataset[step] == schema()["properties"][step]
 
 
-def test_config_yaml_is_in_step_with_the_schema():
-    written = CONFIG.read_text()
-    assert written.count(checks.MARK) == 1
-    in_step = checks.MARK + written.split(checks.MARK)[1] == render_settings()
-    assert in_step, (
-        "config.yaml is not what the schema says: run python scripts/scrna/config/settings.py"
+@pytest.mark.parametrize(
+    ("file", "mark", "render"),
+    [
+        ("config.yaml", reference.MARK, reference.render_settings),
+        ("README.md", reference.PAGE_MARK, reference.render_page),
+    ],
+)
+def test_what_is_written_from_the_schema_is_in_step(file, mark, render):
+    written = CONFIG.with_name(file).read_text()
+    assert written.count(mark) == 1
+    assert mark + written.split(mark)[1] == render(), "run make config"
+
+
+def test_the_page_has_every_key_with_its_default():
+    page = CONFIG.with_name("README.md").read_text()
+    sections = dict(
+        re.findall(r"^## `?([\w.]+)`?\n(.*?)(?=^## |\Z)", page, re.DOTALL | re.MULTILINE)
     )
+    defs = schema()["$defs"]
+    for section in [*checks.SECTIONS, "gpu", "memory", "dask"]:
+        rows = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \|", sections[section], re.MULTILINE))
+        assert rows.keys() == defs[section]["properties"].keys()
+        full = complete({"datasets": {"demo": SIMULATED}})[section]
+        assert {key: yaml.safe_load(text) for key, text in rows.items()} == full
+    keys = re.findall(r"^\| `(\w+)` \|", sections["datasets.NAME"], re.MULTILINE)
+    assert set(keys) == set(defs["dataset"]["properties"]) - set(checks.SECTIONS)
 
 
 def test_config_yaml_as_it_is_shipped_is_complete():
@@ -99,13 +119,15 @@ def test_config_yaml_as_it_is_shipped_is_complete():
     assert set(shipped) == set(defaults) - {"run", "datasets"}
 
 
-def test_the_settings_are_written_anew_beneath_what_is_written_by_hand(tmp_path, monkeypatch):
-    (tmp_path / "schemas").mkdir()
-    monkeypatch.setattr(checks, "SCHEMA", tmp_path / "schemas/config.schema.yaml")
+def test_the_settings_are_written_again_below_what_is_written_by_hand(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference, "FOLDER", tmp_path)
+    page = CONFIG.with_name("README.md").read_text()
+    (tmp_path / "README.md").write_text(page.replace("`min_dist`", "`min_distance`"))
     expected = CONFIG.read_text().replace("run: demo", "run: mine")
     (tmp_path / "config.yaml").write_text(expected.replace("min_dist: 0.5", "min_dist: 9"))
-    checks.main()
+    reference.main()
     assert (tmp_path / "config.yaml").read_text() == expected
+    assert (tmp_path / "README.md").read_text() == page
 
 
 # ----------------------------------------------------------------------------- what is not a key
@@ -165,12 +187,12 @@ def test_keys_that_are_no_text_are_told_like_others():
 @pytest.mark.parametrize(
     ("text", "found", "expected"),
     [
-        ("seed: -1", "seed is -1", "integer, at least 0, at most 4294967295. Seed of every step"),
+        ("seed: -1", "seed is -1", "integer, at least 0, at most 4294967295. Seed of all steps"),
         ("seed: true", "seed is True", "integer, at least 0"),
         ("seed: 1.0", "seed is 1.0 (write 1)", "integer, at least 0"),
-        ("backend: gpus", "backend is 'gpus'", "one of auto, gpu, cpu. auto: the GPU where"),
-        ("umap:", "umap is empty (null)", "object. UMAP."),
-        ("leiden: 0.6", "leiden is 0.6", "object. Leiden clusters."),
+        ("backend: gpus", "backend is 'gpus'", "one of auto, gpu, cpu. auto: the GPU if"),
+        ("umap:", "umap is empty (null)", "mapping. UMAP embedding."),
+        ("leiden: 0.6", "leiden is 0.6", "mapping. Leiden clustering."),
         ("hvg: {span: 0}", "hvg.span is 0", "number, above 0, at most 1. Share of the genes"),
         ("filter: {max_pct_mt: 101}", "filter.max_pct_mt is 101", "number or null, at least 0, at"),
         ("filter: {max_counts: .nan}", "filter.max_counts is nan", "number or null, at least 0."),
@@ -178,29 +200,29 @@ def test_keys_that_are_no_text_are_told_like_others():
         (
             "normalize: {target_sum: x}",
             "normalize.target_sum is 'x'",
-            "number, above 0 or 'median'",
+            "number, above 0 or median",
         ),
         ("leiden: {resolution: []}", "leiden.resolution is []", "at least one value. One resolu"),
         ("leiden: {resolution: [1, 1]}", "leiden.resolution is [1, 1]", "no value twice. One res"),
         ("leiden: {resolution: [1, -1]}", "leiden.resolution.1 is -1", "number, above 0."),
-        ("qc: {mt: [MT-ND1, 5]}", "qc.mt.1 is 5", "string."),
+        ("qc: {mt: [MT-ND1, 5]}", "qc.mt.1 is 5", "text."),
         ("qc: {mt: ''}", "qc.mt is ''", "at least one letter."),
         (
             "trajectory: {root: {cell: a, gene: b}}",
             "trajectory.root is {'cell': 'a', 'gene': 'b'}",
-            "one key alone. Where pseudotime starts",
+            "one key alone. Start of the pseudotime",
         ),
-        ("trajectory: {root: {}}", "trajectory.root is {}", "at least one key. Where pseudotime"),
-        ("run: []", "run is []", "at least one value. Which of the datasets"),
-        ("datasets: {}", "datasets is {}", "at least one key. The datasets that there are"),
-        ("datasets: {d: }", "datasets.d is empty (null)", "object. Where the counts come from"),
+        ("trajectory: {root: {}}", "trajectory.root is {}", "at least one key. Start of the"),
+        ("run: []", "run is []", "at least one value. Dataset to analyse"),
+        ("datasets: {}", "datasets is {}", "at least one key. Datasets by name"),
+        ("datasets: {d: }", "datasets.d is empty (null)", "mapping. One dataset: where its counts"),
         ("datasets: {d: {kind: mtx}}", "datasets.d.kind is 'mtx'", "one of auto, h5ad, 10x_h5, "),
         (
             "datasets: {d: {sha256: abc}}",
             "datasets.d.sha256 is 'abc'",
-            "string or null, like ^[0-9a-f]{64}$. SHA-256",
+            "text or null, like ^[0-9a-f]{64}$. SHA-256",
         ),
-        ("datasets: {d: {keep_obs: {a: b}}}", "datasets.d.keep_obs.a is 'b'", "array."),
+        ("datasets: {d: {keep_obs: {a: b}}}", "datasets.d.keep_obs.a is 'b'", "list."),
     ],
 )
 def test_a_wrong_value_is_told_with_what_was_expected(text, found, expected):

@@ -207,10 +207,10 @@ def row(points, batch=BATCH, labels=KIND, clusters=None):
 def test_an_integration_that_mixes_is_better():
     verdict = judge(row(apart(), clusters=3 * KIND + BATCH), row(POINTS), "batch", "kind")
     assert verdict[:3] == ("mixed", "clearer", "better")
-    assert verdict.sentence.startswith("Batches (batch) are mixed: of a cell's 15 nearest ")
-    assert ", 15.0 before; " in verdict.sentence
-    assert "would be by chance among cells of the same kind." in verdict.sentence
-    assert "Biology (kind) is clearer: 15.0 of 15" in verdict.sentence
+    assert verdict.sentence.startswith("Batches (batch) are mixed: of the 15 nearest ")
+    assert "(15.0 before; " in verdict.sentence
+    assert "expected by chance among cells of the same kind)." in verdict.sentence
+    assert "Biology (kind) is clearer: 15.0 of 15 neighbors" in verdict.sentence
 
 
 def test_the_way_back_is_worse():
@@ -222,16 +222,16 @@ def test_mixing_that_costs_the_kinds_of_cells_is_a_trade_off():
     soup = rng().normal(size=POINTS.shape)
     mixed = judge(row(apart()), row(soup, clusters=rng().permutation(KIND)), "batch", "kind")
     assert mixed[:3] == ("mixed", "blurred", "a trade-off")
-    assert mixed.sentence.endswith("That is a trade-off: mixing for biology.")
+    assert mixed.sentence.endswith("This is a trade-off: better mixing, less clear labels.")
     back = judge(row(soup, clusters=rng().permutation(KIND)), row(apart()), "batch", "kind")
-    assert back.sentence.endswith("That is a trade-off: biology for mixing.")
+    assert back.sentence.endswith("This is a trade-off: clearer labels, less mixing.")
 
 
 def test_batches_between_the_extremes_are_partly_mixed():
     touched = apart(by=1.5)
     verdict = judge(row(apart()), row(touched), "batch", None)
     assert verdict[:3] == ("partly mixed", "unknown", "better")
-    assert "Without a label_key nothing tells whether cell types are kept." in verdict.sentence
+    assert "it cannot be judged whether cell types are kept." in verdict.sentence
 
 
 def test_nothing_gets_worse_without_a_batch_effect():
@@ -242,7 +242,7 @@ def test_nothing_gets_worse_without_a_batch_effect():
     )  # fmt: skip
     verdict = judge(row(POINTS), row(after), "batch", "kind")
     assert verdict[:3] == ("mixed", "kept", "unchanged")
-    assert verdict.sentence.endswith("In all little has changed.")
+    assert verdict.sentence.endswith("Overall, little has changed.")
 
 
 def test_one_batch_and_no_label_cannot_be_judged():
@@ -250,22 +250,22 @@ def test_one_batch_and_no_label_cannot_be_judged():
     verdict = judge(*[row(POINTS, one, None)] * 2, "batch", None)
     assert verdict[:3] == ("unknown", "unknown", "unknown")
     assert verdict.sentence == (
-        "batch has one batch: there is nothing to mix. Without a label_key nothing tells whether "
-        "cell types are kept. So the integration cannot be judged."
+        "batch has only one batch: there is nothing to mix. Without a label_key it cannot be "
+        "judged whether cell types are kept. The integration cannot be judged."
     )
 
 
 def test_batches_that_are_the_labels_cannot_be_judged():
     verdict = judge(row(POINTS, KIND), row(POINTS, KIND), "donor", "kind")
     assert (verdict.mixing, verdict.biology) == ("unknown", "kept")
-    assert "cannot be told: nearly every value of kind lies in one batch" in verdict.sentence
+    assert "cannot be judged: nearly every value of kind is in one batch" in verdict.sentence
 
 
 def test_a_batch_that_nearly_all_cells_are_of_cannot_be_judged():
     batch = (np.arange(N) < 5).astype(int)
     verdict = judge(row(POINTS, batch, None), row(POINTS, batch, None), "donor", None)
     assert verdict.mixing == "unknown"
-    assert "nearly all cells lie in one batch" in verdict.sentence
+    assert "nearly all cells are in one batch" in verdict.sentence
 
 
 def test_a_label_of_one_value_tells_nothing():
@@ -321,7 +321,7 @@ def test_the_result_has_it(demo):
     steps = [*demo.steps, integrated(demo, label_key="cell_type")]
     whole = ad.read_zarr(demo.final("scored.zarr", steps, X=False, counts_layer=False))
     found = whole.uns["integration"]
-    assert found["verdict"].endswith("In all it is better than before.")
+    assert found["verdict"].endswith("Overall, the integration improved the result.")
     assert found["harmony"]["ilisi"] > found["pca"]["ilisi"]
     assert '"step": "integration"' in whole.uns["provenance"]["integration"]
 
@@ -403,7 +403,7 @@ def test_of_several_batch_columns_the_first_is_scored(made, caplog):
 def test_a_single_batch_is_told(made):
     found = step_files.read(integrated(made({"batch": ["a"] * N})), "uns/integration")
     assert found["overall"] == "unknown"
-    assert "batch has one batch" in found["verdict"]
+    assert "batch has only one batch" in found["verdict"]
 
 
 def test_the_first_components_are_used(made):

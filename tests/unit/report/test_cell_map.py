@@ -129,7 +129,7 @@ def test_a_sample_is_sorted_distinct_uniform_and_drawn_by_the_seed():
     ("max_cells", "note"),
     [
         (1000, "all 1,000 cells shown"),
-        (999, "999 of 1,000 cells shown, sampled at random with seed 4"),
+        (999, "999 of 1,000 cells shown, a random sample (seed 4)"),
     ],
 )
 def test_the_page_says_how_many_cells_it_shows(given, max_cells, note):

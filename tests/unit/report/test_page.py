@@ -278,7 +278,7 @@ def test_one_representation_has_no_integration(results):
     alone = Results(results.counts, steps, results.filter_table, results.marker_tables)
     tree = made(alone)
     assert tree.root.find(".//*[@id='integration']") is None
-    assert "Nothing is integrated" in said(tree["summary"])
+    assert "There is no integration" in said(tree["summary"])
     assert [one["rep"] for one in tree.data("marker-data")["tables"]] == ["pca"]
 
 
@@ -325,7 +325,7 @@ def test_pictures_that_could_not_be_drawn_are_named(results, tmp_path):
     counts = tmp_path / "counts.zarr"
     shutil.copy(results.counts.with_suffix(".json"), counts.with_suffix(".json"))
     found = findings(replace(results, counts=counts, figures=folders), kind="h5ad")
-    expected = "The picture {} is left out, it cannot be drawn: ValueError: no room"
+    expected = "The figure {} could not be drawn and is left out: ValueError: no room"
     for number, step in enumerate(["qc_figures", "figures", "marker_figures (harmony)"]):
         finding = Finding("warning", step, expected.format(f"picture_{number}"))
         assert finding in found
@@ -393,7 +393,7 @@ def test_a_filter_that_takes_most_cells_is_a_warning(results, tmp_path):
     other.__dict__["keep"] = keep
     (told,) = (f for f in findings(other, kind="h5ad") if f.step == "filter")
     assert told.kind == "warning"
-    assert told.text.startswith(f"The filter took {len(keep) - 60:,} of {len(keep):,} cells")
+    assert told.text.startswith(f"The filter removed {len(keep) - 60:,} of {len(keep):,} cells")
 
 
 # ------------------------------------------------------------------------------------- the figures

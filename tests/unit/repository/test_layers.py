@@ -1,5 +1,7 @@
 """The layers of scripts/scrna: imports run downwards, without circles (docs/architecture.md)."""
 
+import re
+
 import networkx as nx
 import pytest
 
@@ -51,3 +53,14 @@ def test_the_science_knows_neither_the_engine_nor_the_workflow(graph):
         and layers.layer_of(other) in ("step", "dask_cluster", "engine", "workflow")
     ]
     assert wrong == []
+
+
+def test_the_page_shows_the_layers():
+    assert layers.picture() in layers.PAGE.read_text(), "run python docs/layers.py"
+
+
+def test_files_that_the_page_names_exist():
+    named = re.findall(r"`([a-z_]+/[a-z_/]+(?:\.\w+(?:\.\w+)*|/))`", layers.PAGE.read_text())
+    roots = (layers.PACKAGE, layers.ROOT)
+    assert len(named) > 10
+    assert [name for name in named if not any((root / name).exists() for root in roots)] == []

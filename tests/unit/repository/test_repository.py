@@ -264,17 +264,7 @@ def test_apptainer_runs_the_profile_of_the_machine(tmp_path):
     assert run() == [*common, "/workflow/profiles/cpu", "-n", "a b"]
 
 
-# ---------------------------------------------------------------- pages
-
-
-PAGES = "CONTRIBUTING.md SECURITY.md .github/PULL_REQUEST_TEMPLATE.md"
-PAGES += " docs/containers.md docs/release.md docs/r.md"
-
-
-@pytest.mark.parametrize("page", PAGES.split())
-def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\((?!http)([^)#]+)", (ROOT / page).read_text()):
-        assert ((ROOT / page).parent / target).exists(), target
+# ---------------------------------------------------------------- forms
 
 
 @pytest.mark.parametrize("form", ["bug", "feature"])

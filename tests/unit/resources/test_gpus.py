@@ -78,7 +78,7 @@ def driver(monkeypatch):
 
 @pytest.fixture
 def rapids(monkeypatch):
-    """Say that rapids-singlecell is installed, or not."""
+    """Pretend that rapids-singlecell is installed, or not."""
     state = SimpleNamespace(installed=True)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: state.installed or None)
     return state

@@ -29,7 +29,7 @@ KNOWN = {
 
 @pytest.fixture(scope="module")
 def files(demo):
-    """Give the demo as zarr and as h5ad, after integration and without one."""
+    """Return the demo as zarr and as h5ad, with and without integration."""
     before = [path for path in demo.steps if path.parent.name != "harmony"]
     scores = integrated(demo, label_key=None)  # without a label, which leaves most empty
     names = {"integrated": [*demo.steps, scores], "plain": before}

@@ -33,7 +33,7 @@ def text(array) -> list[str]:
 
 
 def elements(item: h5py.Group | h5py.Dataset):
-    """Give each element of a file as anndataR comes to it: the members of dicts and data frames."""
+    """Yield the elements of a file as anndataR reads them: members of dicts and data frames."""
     kind = item.attrs.get("encoding-type")
     yield item.name, item
     if item.name == "/" or kind in ("dict", "dataframe"):
@@ -42,7 +42,7 @@ def elements(item: h5py.Group | h5py.Dataset):
 
 
 def unreadable(file: h5py.File) -> list[str]:
-    """Say which elements anndataR has no reader for: it stops at them, or leaves them out."""
+    """Find elements that anndataR has no reader for: it stops at them, or leaves them out."""
     found = []
     for name, item in elements(file):
         kind, version = (item.attrs.get(f"encoding-{part}") for part in ("type", "version"))
@@ -52,7 +52,7 @@ def unreadable(file: h5py.File) -> list[str]:
 
 
 def no_factor(group: h5py.Group) -> list[str]:
-    """Say why a categorical makes no factor: its levels must be strings, each once."""
+    """Return why a categorical makes no factor: its levels must be unique strings."""
     levels, codes = group["categories"], group["codes"][:]
     found = []
     if levels.attrs["encoding-type"] != "string-array" or len(set(levels[:])) != len(levels):
@@ -63,7 +63,7 @@ def no_factor(group: h5py.Group) -> list[str]:
 
 
 def no_data_frame(group: h5py.Group) -> list[str]:
-    """Say why an obs or var makes no data.frame: row names and column names must be unique."""
+    """Return why obs or var makes no data.frame: row and column names must be unique."""
     index, columns = group.attrs["_index"], list(group.attrs["column-order"])
     names = text(group[index])
     found = []
@@ -81,7 +81,7 @@ def no_data_frame(group: h5py.Group) -> list[str]:
 
 
 def problems(path) -> list[str]:
-    """Say everything that R would stumble over."""
+    """Find everything that R cannot read."""
     with h5py.File(path) as file:
         found = unreadable(file)
         return found or no_data_frame(file["obs"]) + no_data_frame(file["var"])

@@ -136,7 +136,7 @@ def test_celllines_integration_is_said_to_be_better(celllines):
     assert found["harmony"]["ari"] == pytest.approx(agreement(celllines, "cell_line", "harmony"))
     assert found["harmony"]["ilisi"] > found["pca"]["ilisi"] + 0.5
     assert (found["biology"], found["overall"]) == ("clearer", "better")
-    assert found["verdict"].endswith("In all it is better than before.")
+    assert found["verdict"].endswith("Overall, the integration improved the result.")
 
 
 def test_celllines_symbols_are_used(celllines):
