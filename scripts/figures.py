@@ -102,7 +102,7 @@ def figures(
     UserError
         If the annotations name a cluster that there is not.
     """
-    from scrna.plots.style import save_folder
+    from scrna.plots.saving import save_folder
 
     files = {(file.parent.name, file.stem): file for file in steps}
     if topic == "genes":

@@ -89,7 +89,7 @@ def marker_figures(
     UserError
         If a gene is not there, or a cluster that is named.
     """
-    from scrna.plots.style import save_folder
+    from scrna.plots.saving import save_folder
 
     drawn = pictures(
         *(counts, filtered, normalized, table, umap, clusters),

@@ -56,7 +56,7 @@ def qc_figures(
     batch_key
         obs columns of batches, the first of which the violins go by; none shows the cells as one.
     """
-    from scrna.plots.style import save_folder
+    from scrna.plots.saving import save_folder
 
     drawn = pictures(counts, qc, filtered, table, batch_key=batch_key)
     save_folder(out, drawn, dpi=dpi, formats=formats, made=provenance())

@@ -31,7 +31,7 @@ from scripts.trajectory import trajectory
 from scripts.tsne import tsne
 from scripts.umap import umap
 from scrna.config.settings import complete
-from scrna.data import step_files
+from scrna.data import digests, step_files
 from scrna.data.csr_writer import CSRWriter
 from scrna.data.store import new_store, write_tables
 
@@ -56,11 +56,12 @@ def reseal(path):
     """Update the digests of a step file that a test has changed."""
     with h5py.File(path, "r+") as file:
         own = {
-            name: step_files._digest(file[name], {}, f"{name}/") for name in step_files._names(file)
+            name: digests.slot_digest(file[name], {}, f"{name}/")
+            for name in step_files._names(file)
         }
-        text = step_files._sha256(file.attrs["provenance"])
+        text = digests.sha256_of_text(file.attrs["provenance"])
         file.attrs["digests"] = json.dumps(own | {"provenance": text})
-        file.attrs["digest"] = step_files._together(own)
+        file.attrs["digest"] = digests.digest_of_all(own)
 
 
 def settings(step, **own):

@@ -22,13 +22,13 @@ from scrna import damage, file_list, step
 from scrna.atomic import replacing
 from scrna.damage import DamagedError
 from scrna.data import counts as counts_module
-from scrna.data import integrity, step_files
+from scrna.data import digests, integrity, step_files
 from scrna.data.counts import Counts
 from scrna.data.csr_writer import CSRWriter
 from scrna.data.matrix import open_matrix
 from scrna.data.store import new_store, write_tables
 from scrna.errors import UserError
-from scrna.plots.style import save_folder
+from scrna.plots.saving import save_folder
 from scrna.report.results import Results
 from scrna.resources import estimates
 
@@ -462,7 +462,7 @@ def test_a_changed_provenance_is_noticed(step_file):
 def test_an_older_step_file_is_checked_as_a_whole(step_file):
     with h5py.File(step_file, "r+") as file:
         del file.attrs["digests"]
-        file.attrs["digest"] = step_files._digest(file, {})
+        file.attrs["digest"] = digests.slot_digest(file, {})
         place = file["obsm/X_pca"].id.get_offset()
     assert same(step_files.read(step_file, "obsm/X_pca"), ELEMENTS["obsm/X_pca"])
     assert step_files.provenance_of(step_file)["step"] == "some_step"

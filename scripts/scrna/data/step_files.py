@@ -10,12 +10,10 @@ A file carries a digest of each slot, which is checked whenever the slot is read
 together, and one of the CSV table that its step has written beside it, if any.
 """
 
-import hashlib
 import io
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -26,10 +24,9 @@ import numpy as np
 
 from scrna.atomic import replacing
 from scrna.damage import DamagedError, read_summary, reading
+from scrna.data.digests import digest_of_all, sha256_of_file, sha256_of_text, slot_digest
 from scrna.data.encodings import encoding
 
-_PIECE = 2**23  # bytes that are digested or written at once
-_THREADS = 4
 _PROVENANCE = "provenance"  # among the digests, whose other names have a slash
 
 
@@ -65,7 +62,7 @@ def write(
         content.seek(0)
         # in pieces: an error that holds a view of the whole can crash Python at its end, too
         with temporary.open("wb") as file:
-            shutil.copyfileobj(content, file, _PIECE)
+            shutil.copyfileobj(content, file, 2**23)
 
 
 def _build(
@@ -77,13 +74,13 @@ def _build(
         for name, value in elements.items():
             _write_element(file, name, value)
         known = _in_memory(elements)
-        digests = {name: _digest(file[name], known, f"{name}/") for name in _names(file)}
+        digests = {name: slot_digest(file[name], known, f"{name}/") for name in _names(file)}
         text = json.dumps(provenance())
-        file.attrs["digests"] = json.dumps(digests | {_PROVENANCE: _sha256(text)})
-        file.attrs["digest"] = _together(digests)
+        file.attrs["digests"] = json.dumps(digests | {_PROVENANCE: sha256_of_text(text)})
+        file.attrs["digest"] = digest_of_all(digests)
         file.attrs["provenance"] = text
         if table is not None:
-            file.attrs["table"] = json.dumps({(written := table()).name: _file_sha256(written)})
+            file.attrs["table"] = json.dumps({(written := table()).name: sha256_of_file(written)})
 
 
 def read(path: Path, name: str) -> Any:
@@ -129,7 +126,7 @@ def provenance_of(path: Path) -> dict[str, Any]:
     """Read the provenance of a step file, as `scrna.provenance.provenance` made it."""
     with _opened(path) as (file, digests):
         text = file.attrs["provenance"]
-        if digests is not None and _sha256(text) != digests[_PROVENANCE]:
+        if digests is not None and sha256_of_text(text) != digests[_PROVENANCE]:
             raise DamagedError(path, f"{path} is damaged (its provenance was changed)")
         return json.loads(text)
 
@@ -149,7 +146,7 @@ def check_table(table: Path) -> None:
     """
     table = Path(table)
     with reading(table):
-        found = _file_sha256(table)
+        found = sha256_of_file(table)
     path = table.with_suffix(".h5")
     if not path.exists():
         return
@@ -231,7 +228,7 @@ def _opened(path: Path) -> Iterator[tuple[h5py.File, dict[str, str] | None]]:
         if missing := slots.keys() - _names(file):
             found = f"{path} is damaged ({', '.join(sorted(missing))} is missing)"
             raise DamagedError(path, found)
-        if file.attrs["digest"] != _together(slots):
+        if file.attrs["digest"] != digest_of_all(slots):
             raise DamagedError(path, f"{path} is damaged (its digests were changed)")
         yield file, digests
 
@@ -240,7 +237,7 @@ def _opened(path: Path) -> Iterator[tuple[h5py.File, dict[str, str] | None]]:
 def _check_whole(path: Path, mtime_ns: int, n_bytes: int) -> None:
     """Check a step file that has one digest for all its slots, once as long as it is the same."""
     with h5py.File(path, "r") as file:
-        if file.attrs["digest"] != _digest(file, {}):
+        if file.attrs["digest"] != slot_digest(file, {}):
             raise DamagedError(path, f"{path} is damaged (it does not have its digest)")
 
 
@@ -250,7 +247,7 @@ def _read_checked(file: h5py.File, name: str, digests: Mapping[str, str] | None)
     if digests is not None:
         slot = "/".join(name.split("/")[:2])
         known = _in_memory({name: value})
-        if digests.get(slot) != _digest(file[slot], known, f"{slot}/"):
+        if digests.get(slot) != slot_digest(file[slot], known, f"{slot}/"):
             path = Path(file.filename)
             raise DamagedError(path, f"{path} is damaged ({slot} is not as it was written)")
     return value
@@ -333,83 +330,3 @@ def _in_memory(elements: Mapping[str, Any], above: str = "") -> dict[str, np.nda
         elif isinstance(value, np.ndarray) and (value.dtype.names or value.dtype.kind in "biuf"):
             found[above + name] = value
     return found
-
-
-def _digest(
-    element: h5py.Group | h5py.Dataset, known: Mapping[str, np.ndarray], above: str = ""
-) -> str:
-    """SHA-256 over names, encodings and bytes of all in an element, whatever its layout.
-
-    Parameters
-    ----------
-    element
-        A slot, or a whole file, whose own attributes do not count.
-    known
-        Arrays of it that are in memory, by their place in the file. They are not read again: that
-        takes as long as the digest, and record arrays longer, for whose strings HDF5 takes a heap.
-    above
-        What the names within the element have before them in `known`; with it the element's own
-        attributes count.
-    """
-    sha = hashlib.sha256()
-
-    def add(name: str, item: h5py.Dataset | h5py.Group) -> None:
-        encoding = {key: _listed(value) for key, value in sorted(item.attrs.items())}
-        encoding.pop("encoding-version", None)
-        sha.update(f"{name} {encoding}".encode())
-        if isinstance(item, h5py.Dataset):
-            sha.update(f"{item.dtype} {item.shape}".encode())
-            values = known.get((above + name).rstrip("/"))
-            if values is None or (values.dtype != item.dtype and not values.dtype.names):
-                values = item[()]
-                if encoding.get("encoding-type") == "array":  # h5py makes a scalar of shape ()
-                    values = np.asarray(values)
-            fields = getattr(getattr(values, "dtype", None), "names", None)
-            for part in [values[field] for field in fields] if fields else [values]:
-                is_plain = isinstance(part, np.ndarray) and part.dtype.kind in "biuf"
-                sha.update(_pieces(part) if is_plain else _text(part))
-
-    if above:
-        add("", element)
-    if isinstance(element, h5py.Group):
-        element.visititems(add)
-    return sha.hexdigest()
-
-
-def _together(digests: Mapping[str, str]) -> str:
-    """Return the digest of all slots."""
-    return _sha256(json.dumps(digests, sort_keys=True))
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _pieces(array: np.ndarray) -> bytes:
-    """Compute digests of the pieces of an array, in threads: one takes a second per gigabyte."""
-    whole = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    pieces = [whole[start : start + _PIECE] for start in range(0, len(whole), _PIECE)]
-    if len(pieces) < 2:
-        return hashlib.sha256(whole).digest()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return b"".join(pool.map(lambda piece: hashlib.sha256(piece).digest(), pieces))
-
-
-def _text(values: Any) -> bytes:
-    """Write what is no array of numbers as bytes, lists of strings without a detour."""
-    listed = _listed(values)
-    if isinstance(listed, list):
-        with suppress(TypeError):  # it holds something else
-            return b"\0".join(listed)
-        with suppress(TypeError):
-            return "\0".join(listed).encode()
-    return repr(listed).encode()
-
-
-def _listed(values: Any) -> Any:
-    return values.tolist() if isinstance(values, np.ndarray) else values

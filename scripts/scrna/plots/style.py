@@ -4,29 +4,20 @@ Pictures are made of `matplotlib.figure.Figure` without pyplot, which keeps no s
 needs no display.
 """
 
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.collections import PathCollection
 from matplotlib.colors import Colormap, Normalize, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import Locator
 
-from scrna.atomic import replacing
-from scrna.file_list import write_list
-from scrna.log import log
 from scrna.plots.colours import INK, MISSING, colours_of
-from scrna.plots.pixels import CLOUD, Squares
-from scrna.progress import Progress
+from scrna.plots.pixels import Squares
 
 #: Points up to which each is drawn by itself; more are counted in squares (`scrna.plots.pixels`).
 MOST_DRAWN = 100_000
@@ -69,99 +60,6 @@ def as_groups(column):
     """Take a column of obs as groups, in the order of their names."""
     text = pd.Series(column).astype("str").where(pd.notna(column))
     return pd.Categorical(text, categories=sorted(text.dropna().unique(), key=by_number))
-
-
-def save_folder(out: Path, pictures: Iterable[tuple[str, Drawing]], **how) -> None:
-    """Write pictures as they are drawn into a folder that is whole or not there.
-
-    Parameters
-    ----------
-    out
-        The folder; one that is there is replaced. It has a list of its files, by which a missing
-        one is noticed (`scrna.file_list`). Pictures that could not be drawn are in its `NOT_DRAWN`,
-        with the reason of each.
-    pictures, **how
-        As `save_all` takes them.
-    """
-    with replacing(out) as folder:
-        folder.mkdir()
-        if failed := save_all(folder, pictures, **how):
-            (folder / NOT_DRAWN).write_text(json.dumps(failed, ensure_ascii=False) + "\n")
-        write_list(folder)
-        names = sorted(file.stem for file in folder.glob("*.png"))
-    log.info("%d pictures in %s: %s", len(names), out, ", ".join(names))
-
-
-def save_all(
-    out: Path,
-    pictures: Iterable[tuple[str, Drawing]],
-    *,
-    dpi: int,
-    formats: Sequence[str],
-    made: Mapping[str, Any],
-) -> dict[str, str]:
-    """Write pictures into a folder, which must be there, as they are drawn.
-
-    Parameters
-    ----------
-    out
-        The folder.
-    pictures
-        Name of each, and its figure or a function that draws it; they are drawn in the one look
-        of all. One that cannot be drawn is left out, with a warning.
-    dpi
-        Dots an inch of PNG files.
-    formats
-        ``png``, and ``svg`` for the pictures that are small as such: without a cloud of points, and
-        up to `MOST_SVG_BYTES`.
-    made
-        The provenance, which the files carry.
-
-    Returns
-    -------
-    Name of each picture that could not be drawn → the reason.
-    """
-    text, failed = json.dumps(made), {}
-    progress = Progress("figures", total=None, unit="pictures")
-    with rc_context(STYLE), progress:
-        for name, picture in pictures:
-            try:
-                figure = picture() if callable(picture) else picture
-                _save(figure, out / name, dpi, formats, text)
-            except (OSError, MemoryError):  # of the machine, not of this picture
-                raise
-            except Exception as error:
-                failed[name] = f"{type(error).__name__}: {error}"
-                for kind in formats:
-                    (out / f"{name}.{kind}").unlink(missing_ok=True)
-                log.warning("the picture %s is left out, it cannot be drawn: %s", name, error)
-                log.info("the traceback, for whoever mends it", exc_info=error)
-            progress.update(1)
-    return failed
-
-
-def _save(figure: Figure, path: Path, dpi: int, formats: Sequence[str], text: str) -> None:
-    """Write a picture's files; `path` has no suffix."""
-    # a figure that lays itself out is as large as it says, another as what it shows
-    box = None if figure.get_layout_engine() else "tight"
-    if "png" in formats:
-        file = path.with_name(f"{path.name}.png")
-        figure.savefig(file, dpi=dpi, bbox_inches=box, metadata={"Provenance": text})
-    if "svg" in formats and not has_cloud(figure):
-        about = {"Description": text, "Date": None}
-        file = path.with_name(f"{path.name}.svg")
-        figure.savefig(file, bbox_inches=box, metadata=about)
-        if file.stat().st_size > MOST_SVG_BYTES:
-            file.unlink()
-
-
-def has_cloud(figure: Figure) -> bool:
-    """Check whether a figure has a scatter plot, however it is drawn."""
-    return any(
-        any(image.get_gid() == CLOUD for image in ax.images)
-        or any(isinstance(of, PathCollection) and of.get_rasterized() for of in ax.collections)
-        for ax in figure.axes
-    )
 
 
 def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:

@@ -26,7 +26,7 @@ from scrna.data.graph import STATIONARY
 from scrna.errors import UserError
 from scrna.methods.cell_types import cell_types
 from scrna.plots import dataset_figures as draw
-from scrna.plots import style
+from scrna.plots import saving, style
 from scrna.plots.colours import MISSING, PALETTE, colours_of
 
 pytest_plugins = ["tests.unit.fixtures"]
@@ -385,16 +385,16 @@ def test_variance_has_plain_ticks(drawn):
 
 def test_svg_is_for_small_pictures(drawn, tmp_path, monkeypatch):
     clouds = {"qc_scatter", "hvg", "umap", "tsne", "trajectory"}
-    assert {name for name, figure in drawn.items() if style.has_cloud(figure)} == clouds
+    assert {name for name, figure in drawn.items() if saving.has_cloud(figure)} == clouds
     some = [("filter", drawn["filter"]), ("umap", drawn["umap"])]
     how = {"dpi": 20, "made": {"step": "figures"}}
-    style.save_all(tmp_path, some, formats=["png", "svg"], **how)
+    saving.save_all(tmp_path, some, formats=["png", "svg"], **how)
     assert {f.name for f in tmp_path.iterdir()} == {"filter.png", "filter.svg", "umap.png"}
     svg = (tmp_path / "filter.svg").read_text()
     assert ">cells removed (a cell may break several bounds)</text>" in svg
     assert '"step": "figures"' in svg.replace("&quot;", '"')
     monkeypatch.setattr(style, "MOST_SVG_BYTES", 100)
-    style.save_all(tmp_path, some[:1], formats=["png", "svg"], **how)
+    saving.save_all(tmp_path, some[:1], formats=["png", "svg"], **how)
     assert {f.name for f in tmp_path.iterdir()} == {"filter.png", "umap.png"}
 
 
@@ -485,7 +485,7 @@ def test_a_picture_that_cannot_be_saved_leaves_no_file(tmp_path):
     ax.set_yscale("function", functions=(lambda x: x, lambda x: x[0, 0, 0]))
     ax.yaxis.set_major_formatter(lambda *_: 1 / 0)
     how = {"dpi": 20, "formats": ["png", "svg"], "made": {}}
-    failed = style.save_all(tmp_path, [("odd", figure)], **how)
+    failed = saving.save_all(tmp_path, [("odd", figure)], **how)
     assert list(failed) == ["odd"]
     assert list(tmp_path.iterdir()) == []
 
@@ -495,5 +495,5 @@ def test_a_full_disk_is_no_matter_of_one_picture(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        style.save_folder(tmp_path / "f", [("a", fail)], dpi=20, formats=["png"], made={})
+        saving.save_folder(tmp_path / "f", [("a", fail)], dpi=20, formats=["png"], made={})
     assert list(tmp_path.iterdir()) == []
