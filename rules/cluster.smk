@@ -25,6 +25,7 @@ rule leiden:
     params:
         settings=settings("leiden"),
         code=code("leiden"),
+        untracked=params.clusters_named("leiden"),
     message:
         "{wildcards.dataset}/{wildcards.rep}: Leiden clusters"
     script:
@@ -50,6 +51,7 @@ rule louvain:
     params:
         settings=settings("louvain"),
         code=code("louvain"),
+        untracked=params.clusters_named("louvain"),
     message:
         "{wildcards.dataset}/{wildcards.rep}: Louvain clusters"
     script:

@@ -24,6 +24,7 @@ if __name__ == "__main__":  # a worker, if there is one, does the step: import n
 
 
 from pathlib import Path
+from typing import Any
 
 from scrna.methods import clustering
 from scrna.methods.cluster_names import each_resolution
@@ -41,6 +42,7 @@ def leiden(
     n_iterations: int | None,
     backend: str,
     seed: int,
+    named: dict[str, Any] | None = None,
 ) -> None:
     """Cluster the cells with Leiden.
 
@@ -56,6 +58,14 @@ def leiden(
         Most iterations; None goes on until nothing improves (cuGraph: at most 100 levels).
     backend, seed
         Where, and from which seed.
+    named
+        Clusters that the config names: those that there are not are refused here, where they are
+        first known.
+
+    Raises
+    ------
+    UserError
+        For a cluster that the config names and that there is not.
     """
     rounds = n_iterations or {"gpu": 100, "cpu": -1}[backend]
 
@@ -63,7 +73,7 @@ def leiden(
         decide("leiden", backend=backend, n_obs=graph.shape[0])
         return clustering.leiden(graph, resolution, n_iterations=rounds, backend=backend, seed=seed)
 
-    each_resolution(neighbors, out, "leiden", resolution, cluster)
+    each_resolution(neighbors, out, "leiden", resolution, cluster, named)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ if __name__ == "__main__":  # a worker, if there is one, does the step: import n
 
 
 from pathlib import Path
+from typing import Any
 
 from scrna.methods import clustering
 from scrna.methods.cluster_names import each_resolution
@@ -41,6 +42,7 @@ def louvain(
     resolution: float | list[float],
     backend: str,
     seed: int,
+    named: dict[str, Any] | None = None,
 ) -> None:
     """Cluster the cells with Louvain.
 
@@ -54,13 +56,20 @@ def louvain(
         One, or a list; higher ones give more clusters.
     backend, seed
         Where, and from which seed (cuGraph's Louvain draws nothing).
+    named
+        Clusters that the config names, as for ``leiden``.
+
+    Raises
+    ------
+    UserError
+        For a cluster that the config names and that there is not.
     """
 
     def cluster(graph, resolution: float):
         decide("louvain", backend=backend, n_obs=graph.shape[0])
         return clustering.louvain(graph, resolution, backend=backend, seed=seed)
 
-    each_resolution(neighbors, out, "louvain", resolution, cluster)
+    each_resolution(neighbors, out, "louvain", resolution, cluster, named)
 
 
 if __name__ == "__main__":

@@ -197,6 +197,20 @@ def test_a_source_that_is_replaced_by_an_older_file_of_its_size(done, tmp_path):
     assert asked.due("results/new/counts.json") == {"convert new"}
 
 
+def test_a_cluster_that_there_is_not_is_refused_where_the_clusters_are_known(done, tmp_path):
+    before = there(done)
+    asked = done.at(tmp_path / "work").over("worker: none")
+    of_pca = asked.over("datasets: {toy: {annotations: {leiden_pca: {0: B, 77: T}}}}")
+    output = of_pca.run(fails=True)
+    assert re.search(
+        "toy: annotations.leiden_pca names 77, but leiden of pca has .* clusters, 0", output
+    )
+    assert there(of_pca) == before  # nothing was removed
+    again = of_pca.over("leiden: {resolution: 0.7}")
+    output = again.run("results/toy/pca/leiden.h5", fails=True)
+    assert re.search(r"leiden toy/pca failed:\n.*toy: annotations.leiden_pca names 77", output)
+
+
 def test_where_a_step_in_the_middle_is_asked_for_nothing_stands_that_followed_the_old_one(
     done, tmp_path
 ):

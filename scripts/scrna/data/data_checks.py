@@ -160,7 +160,15 @@ def _check_markers(groups: "pd.Series", *, groupby: str, min_cells: int, method:
     if groups.isna().all():
         msg = f"markers.groupby {groupby!r} has no value in any of the {len(groups):,} cells"
         raise UserError(msg)
-    check_groups(sizes[sizes > 0], groupby, min_cells, method)
+    sizes = sizes[sizes > 0]
+    if len(sizes) == 1:
+        msg = (
+            f"markers.groupby {groupby!r} has one value, {str(sizes.index[0])!r}, in all of the "
+            f"{sizes.iloc[0]:,} cells that have one: there is no other group to compare with. Name "
+            "a column with several values, or a clustering"
+        )
+        raise UserError(msg)
+    check_groups(sizes, groupby, min_cells, method)
 
 
 def _check_label(labels: "pd.Series", wanted: str, label_key: str) -> None:

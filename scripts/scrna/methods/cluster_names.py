@@ -1,11 +1,13 @@
 """Clusterings of the cells, one for each resolution."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from scrna.data import step_files
+from scrna.errors import UserError
 from scrna.log import log
 
 
@@ -15,6 +17,7 @@ def each_resolution(
     name: str,
     resolution: float | list[float],
     cluster: Callable,
+    named: Mapping[str, Any] | None = None,
 ) -> None:
     """Cluster at each resolution and write the clusters, the largest first.
 
@@ -30,6 +33,8 @@ def each_resolution(
         One, or a list.
     cluster
         Called with (graph, resolution): gives the cluster of each cell, numbered from 0.
+    named
+        Clusters that the config names, as `check_named` takes them.
     """
     graph = step_files.read(neighbors, "obsp/connectivities")
     several = isinstance(resolution, list)
@@ -43,7 +48,36 @@ def each_resolution(
             *(f"{n:,}" for n in (len(sizes), sizes[-1], sizes[0])),
         )
     found.setdefault(f"obs/{name}", next(iter(found.values())))
+    if named:
+        check_named(named, {key.removeprefix("obs/"): of.names for key, of in found.items()})
     step_files.write(out, found | {f"uns/{name}": {"params": {"resolution": np.array(resolution)}}})
+
+
+def check_named(named: Mapping[str, Any], there: Mapping[str, Sequence[str]]) -> None:
+    """Refuse clusters that the config names and that there are not.
+
+    Parameters
+    ----------
+    named
+        dataset; rep; clusters: config key → clustering and clusters, what it names.
+    there
+        Clustering → its clusters.
+
+    Raises
+    ------
+    UserError
+        For the first config key that names such a cluster.
+    """
+    for key, wanted in named["clusters"].items():
+        known = there[wanted["clustering"]]
+        if unknown := [cluster for cluster in wanted["clusters"] if cluster not in known]:
+            clusters = f"{len(known)} clusters, {known[0]} to {known[-1]}"
+            msg = (
+                f"{named['dataset']}: {key} names {', '.join(unknown)}, but {wanted['clustering']} "
+                f"of {named['rep']} has {'one cluster, 0' if len(known) == 1 else clusters}. "
+                "Correct the name, or change the resolution"
+            )
+            raise UserError(msg)
 
 
 def by_size(clusters: np.ndarray) -> tuple[step_files.Categories, np.ndarray]:

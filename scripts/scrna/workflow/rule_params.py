@@ -14,6 +14,7 @@ from scrna.config.datasets import Source
 from scrna.config.step_parameters import of_step
 from scrna.damage import whole_summary
 from scrna.resources.estimates import memory_mb
+from scrna.workflow.named_clusters import named_clusters
 from scrna.workflow.named_in_data import named_in_data
 from scrna.workflow.snakemake_internals import not_known_yet
 
@@ -104,6 +105,15 @@ class RuleParams:
         """Return the cells, genes, labels and batches that the settings name. Not tracked."""
         name = wildcards.dataset
         return {"named": named_in_data(self.datasets[name], name, self.seed)}
+
+    def clusters_named(self, step: str) -> Callable[[Any, Any], dict[str, Any]]:
+        """Return the function that gives the clusters of a step that settings name. Not tracked."""
+
+        def of(wildcards: Any, input: Any) -> dict[str, Any]:
+            name = wildcards.dataset
+            return {"named": named_clusters(self.datasets[name], name, step, wildcards.rep)}
+
+        return of
 
     def in_memory_or_blocks(self, wildcards: Any, input: Any) -> dict[str, Any]:
         """Return how a step is to hold the matrix. Not tracked: the results are the same."""

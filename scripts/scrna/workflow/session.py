@@ -26,6 +26,7 @@ from scrna.steps import SECTIONS, using
 from scrna.workflow import records, snakemake_internals, stale, summary
 from scrna.workflow.decisions import decided
 from scrna.workflow.folders import check_writable
+from scrna.workflow.named_clusters import check_standing
 from scrna.workflow.named_in_data import check_converted
 
 #: `worker: auto` starts one for as many steps: on a CPU it takes as long as importing scanpy does.
@@ -143,17 +144,20 @@ class Session:
 
         Keep a second run out of this working directory: the kernel lets go of the lock when this
         process ends. Find or start the worker that steps run in, or look at the cluster that is
-        there for them. Remove what the run will make again, and what follows from it.
+        there for them. Remove what the run will make again, and what follows from it. Before that,
+        refuse names of clusters that there are not.
 
         Raises
         ------
         UserError
-            If the directory is taken, or the worker or the cluster cannot be had.
+            If the directory is taken, the worker or the cluster cannot be had, or a cluster is
+            named that there is not.
         """
         self._began = time.time()
         if not snakemake_internals.runs_elsewhere(self.workflow):
             snakemake_internals.lift_rate_limit(self.workflow)
         self._lock = directory_lock(os.getcwd())
+        check_standing(self.workflow, self.datasets)
         due, may_start = self._steps_for_worker()
         if self.scheduler:
             from scrna.dask_cluster.check import check_scheduler

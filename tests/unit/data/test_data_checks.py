@@ -114,6 +114,8 @@ BY_CONVERSION = {
     "pca: {regress_out: [total_counts, text]}": "regress_out names 'text', which is not a column "
     "of finite numbers",
     "markers: {groupby: none}": "markers.groupby 'none' has no value in any of the 120 cells",
+    "markers: {groupby: one}": "toy: markers.groupby 'one' has one value, 'x', in all of the 120 "
+    "cells that have one: there is no other group to compare with",
     "markers: {groupby: pairs}": "no group of 'pairs' has markers.min_cells .10. cells; the "
     "largest has 2",
     "trajectory: {root: {cell: cell120}}": "toy: trajectory.root.cell 'cell120' is not among the "
@@ -132,6 +134,8 @@ BY_CONVERSION = {
 KEPT = [text for text in BY_CONVERSION if "keep_obs" in text]
 #: Settings → what the filter says, which the conversion cannot know.
 BY_FILTER = {
+    "markers: {groupby: early}": "toy, after the filter: markers.groupby 'early' has one value, "
+    "'b', in all of the 100 cells",
     "batch_key: early": "toy, after the filter: batch_key 'early' has one batch, 'b', in all of "
     "the 100 cells",
     "label_key: label\ntrajectory: {root: {label: early type}}": "root.label 'early type' is not "
@@ -149,7 +153,8 @@ ACCEPTED = [
     "batch_key: gaps",  # the filter takes the cells without a batch
     "batch_key: [batch, early]\nfilter: {min_genes: 1}",
     "pca: {regress_out: [age, n_genes_by_counts]}",
-    "label_key: label\ntrajectory: {root: {label: T}}\nmarkers: {groupby: one}",
+    "label_key: label\ntrajectory: {root: {label: T}}\nmarkers: {groupby: batch}",
+    "markers: {enabled: false, groupby: one}",
     "trajectory: {enabled: false, root: {cell: nobody}}",
     "figures: {enabled: false, genes: [CD3D]}\nreport: {enabled: false}",
     "figures: {genes: [GENE1, ENSG00000000002]}\ntrajectory: {root: {gene: GENE3}}",

@@ -15,6 +15,7 @@ from scripts.louvain import louvain
 from scripts.neighbors import neighbors
 from scrna.data import step_files
 from scrna.data.graph import open_graph
+from scrna.errors import UserError
 from scrna.methods import clustering
 from scrna.methods.cluster_names import by_size
 from tests.unit.steps import SEEDED, blobs, settings, write_pca
@@ -70,6 +71,42 @@ def test_several_resolutions(do, step):
     assert counts[0] < counts[1] < counts[2]
     assert list(found[f"uns/{name}"]["params"]["resolution"]) == [0.1, 0.6, 3]
     assert list(do(step, 3)[f"obs/{name}"]) == list(found[f"obs/{name}_3"])
+
+
+@both
+def test_a_cluster_that_is_named_and_not_there_is_refused(demo, tmp_path, do, step):
+    method = step.__name__
+    n = len(do(step, [0.6, 0.01])[f"obs/{method}"].categories)
+
+    def named(clustering, *clusters):
+        asked = {"annotations.x": {"clustering": clustering, "clusters": list(clusters)}}
+        how = settings(method, **SEEDED, resolution=[0.6, 0.01])
+        own = {"dataset": "demo", "rep": "harmony", "clusters": asked}
+        step(demo["harmony/neighbors"], tmp_path / "named.h5", **how, named=own)
+
+    for name in (method, f"{method}_0.6"):
+        named(name, "0", str(n - 1))
+        (tmp_path / "named.h5").unlink()
+        expected = (
+            f"demo: annotations.x names {n}, 99, but {name} of harmony has {n} clusters, 0 to "
+            f"{n - 1}. "
+        )
+        with pytest.raises(UserError, match=expected):
+            named(name, "0", str(n), "99")
+        assert not (tmp_path / "named.h5").exists()
+
+
+@both
+def test_names_for_clusters_are_no_parameter_of_the_clusters(demo, tmp_path, step):
+    files = [tmp_path / name for name in ("a.h5", "b.h5")]
+    asked = {"annotations.x": {"clustering": step.__name__, "clusters": ["0"]}}
+    how = settings(step.__name__, **SEEDED)
+    step(demo["harmony/neighbors"], files[0], **how)
+    named = {"dataset": "demo", "rep": "harmony", "clusters": asked}
+    step(demo["harmony/neighbors"], files[1], **how, named=named)
+    a, b = (step_files.provenance_of(file)["parameters"] for file in files)
+    assert a == b
+    assert step_files.digest_of(files[0]) == step_files.digest_of(files[1])
 
 
 @both
