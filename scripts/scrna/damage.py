@@ -99,7 +99,7 @@ def _to_make_again(error: DamagedError) -> list[Path]:
         return found
     if (summary := result.with_suffix(".json")).is_file():
         found.append(summary)
-    if error.file != result and error.file.is_file():
+    if result in error.file.parents and error.file.is_file():
         within = error.file.relative_to(result)
         for store in sorted(result.parent.glob("*.zarr")):
             other = store / within

@@ -516,6 +516,14 @@ def test_a_damaged_summary_is_named(summary, content):
             estimates.memory_mb(summary, "qc")
         with pytest.raises(DamagedError):
             step_files.digest_of(summary.with_suffix(".zarr"))
+        summary.with_suffix(".zarr").mkdir()
+        said = str(damage.set_aside(told.value))
+        assert "counts.zarr.damaged" in said
+        assert "counts.json.damaged" in said
+        assert {path.name for path in summary.parent.iterdir()} == {
+            "counts.zarr.damaged",
+            "counts.json.damaged",
+        }
     assert damage.whole_summary(summary) is None
     assert counts_module.sizes_of(summary.parent) is None
 
