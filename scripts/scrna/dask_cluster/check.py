@@ -70,7 +70,7 @@ def check_scheduler(scheduler: str, backend: str) -> str:
 
 def _question():
     """Return the function that asks a worker for its facts; nested as in `tasks`."""
-    put_on_path = tasks.prepare()
+    put_on_path = tasks.path_setup()
 
     def ask(scripts: str, backend: str, token: str) -> dict[str, str | None]:
         put_on_path(scripts)

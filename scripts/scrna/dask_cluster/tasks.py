@@ -53,7 +53,7 @@ def connected(scheduler: str):
         raise UserError(msg) from error
 
 
-def prepare() -> Callable[[str], None]:
+def path_setup() -> Callable[[str], None]:
     """Return the function that lets a worker import this package.
 
     It is nested on purpose: Dask sends a nested function by value, one of a module by its name,
@@ -93,7 +93,7 @@ def submit(client, request: dict[str, Any], emit: Callable[[dict], None]) -> dic
     from distributed import KilledWorker
 
     its_log = f"that of the workers of {scheduler_of(request['job']['config'])}"
-    client.run(prepare(), str(SCRIPTS))  # workers may have come since the last step
+    client.run(path_setup(), str(SCRIPTS))  # workers may have come since the last step
     topic = f"scrna-step-{uuid.uuid4().hex}"
     heard = threading.Semaphore(0)
 
@@ -134,8 +134,8 @@ def submit(client, request: dict[str, Any], emit: Callable[[dict], None]) -> dic
 
 
 def _entry() -> Callable[[dict], dict]:
-    """Return the function that a worker calls; nested on purpose, as in `prepare`."""
-    put_on_path = prepare()
+    """Return the function that a worker calls; nested on purpose, as in `path_setup`."""
+    put_on_path = path_setup()
 
     def enter(request: dict) -> dict:
         put_on_path(request["scripts"])
@@ -194,16 +194,12 @@ def _perform(worker, request: dict[str, Any]) -> dict[str, Any]:
         outcome["records"] += 1
         worker.log_event(request["topic"], record)
 
-    def drop() -> None:
-        kept_matrices.stop()
-        warm_process.free_memory()
-
     if _dropping is not None:
         _dropping.cancel()
     kept_matrices.start()
     outcome |= warm_process.perform(request, emit) | {"is_again": False}
     _steps.submit(warm_process.free_memory)  # before the next step, but nobody waits for it
-    _dropping = threading.Timer(_KEPT, _steps.submit, [drop])
+    _dropping = threading.Timer(_KEPT, _steps.submit, [warm_process.drop_matrices])
     _dropping.daemon = True
     _dropping.start()
     return outcome

@@ -171,8 +171,8 @@ class Server:
         self._close(step.connection)  # which a process that waits for the end sees
 
     def _assign(self) -> None:
-        """Hand the steps that wait to workers that are free."""
-        for worker in self.workers:
+        """Hand the steps that wait to workers that are free, first to one that keeps a matrix."""
+        for worker in sorted(self.workers, key=lambda worker: -worker.kept):
             if self.waiting and worker.state == "ready" and worker.step is None:
                 step = self.waiting.popleft()
                 worker.step, worker.may_hold_memory = step, True

@@ -10,6 +10,7 @@ end of a run. No result depends on it. Documented, and so used elsewhere as well
 import functools
 import importlib.metadata
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -161,34 +162,39 @@ def lift_rate_limit(workflow: Any) -> None:
         workflow.scheduler.job_rate_limiter = None
 
 
-def _due_by_dry_run(_: Any) -> list[Job]:
-    """Ask Snakemake's command line for the jobs that the same command would run."""
-    command = [sys.executable, "-m", "snakemake", *sys.argv[1:], "--dry-run"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False)
-    found = jobs_in_plan(said.stdout + said.stderr)
-    if said.returncode or not found:
+def _due_by_summary(_: Any) -> list[Job]:
+    """Ask Snakemake's command line what the same command would make."""
+    command = [sys.executable, "-m", "snakemake", "--detailed-summary", *sys.argv[1:]]
+    start = os.environ.get("PWD") if _has_option("--directory", "-d") else None
+    said = subprocess.run(command, cwd=start, capture_output=True, text=True, check=False)
+    if said.returncode:
         _logger.warning(
-            "The dry run lists no job: earlier results that follow from what this run makes again "
-            f"are not removed. Its last lines: {said.stderr.strip()[-500:]}"
+            "snakemake --detailed-summary fails, so that earlier results that follow from what "
+            f"this run makes again are not removed. Its last lines: {said.stderr.strip()[-500:]}"
         )
-    return found
+    return jobs_in_summary(said.stdout)
 
 
-def jobs_in_plan(text: str) -> list[Job]:
-    """Read the jobs in what ``snakemake --dry-run`` prints."""
-    found = []
-    for name, block in re.findall(r"^(?:local)?rule (\w+):\n((?: {4}.*\n)+)", text, re.MULTILINE):
-        about = dict(re.findall(r"^ {4}(\w+): (.*)$", block, re.MULTILINE))
-        files = {key: about[key].split(", ") for key in ("output", "input") if key in about}
-        place = [pair.partition("=")[2] for pair in about.get("wildcards", "").split(", ") if pair]
-        logs = [Path(about[key]) if key in about else None for key in ("log", "benchmark")]
-        kinds = (frozenset(files.get(key, ())) for key in ("output", "input"))
-        if name != "all":
-            found.append(Job(name, tuple(place), *kinds, *logs))
-    return found
+def jobs_in_summary(text: str) -> list[Job]:
+    """Read the jobs that are due in what ``snakemake --detailed-summary`` prints: a line a file.
+
+    Their inputs are those of the last time, and their places follow from where their files lie.
+    """
+    files: dict[tuple[str, tuple[str, ...]], tuple[set[str], set[str]]] = {}
+    _, _, table = text.rpartition("output_file\t")
+    for row in (line.split("\t") for line in table.splitlines()[1:]):
+        file, rule, inputs, plan = row[0], row[2], row[4], row[-1]
+        if plan == "no update":
+            continue
+        folder, *place = Path(file).parts[:-1]
+        place = place if folder == "results" else [Path(file).name.partition(".")[0]]
+        outputs, known = files.setdefault((rule, tuple(place)), (set(), set()))
+        outputs.add(file)
+        known |= set() if inputs == "-" else set(inputs.split(","))
+    return [Job(*key, frozenset(out), frozenset(known)) for key, (out, known) in files.items()]
 
 
-@_or_else("a dry run is made to learn what is due", _due_by_dry_run)
+@_or_else("what is due is asked of snakemake --detailed-summary", _due_by_summary)
 def due_jobs(workflow: Any) -> list[Job]:
     """List what a run that starts will make, or one that ends has not made.
 

@@ -140,16 +140,18 @@ def broken(tmp_path_factory):
 
 
 @pytest.mark.slow  # a run of Snakemake
-def test_the_jobs_of_a_run_are_known_also_from_a_dry_run(fresh):
+def test_the_jobs_of_a_run_are_known_also_from_the_command_line(fresh):
     found, _ = fresh
     assert sorted(found["due_jobs is"]) == [A, B]
-    assert sorted(found["due_jobs without"]) == [A, B]
+    made = [[label, outputs] for label, outputs, _ in sorted(found["due_jobs without"])]
+    assert made == [A[:2], B[:2]]  # inputs are those of the last time, and there was none
 
 
 @pytest.mark.slow  # a run of Snakemake
 def test_what_stands_what_was_made_and_what_failed_is_known_or_left_out(broken, fresh):
     found, _ = broken
-    assert found["due_jobs is"] == found["due_jobs without"] == [B]
+    assert found["due_jobs is"] == [B]
+    assert found["due_jobs without"] == [[*B[:2], []]]
     assert found["standing_jobs is"] == [A]
     assert found["failed_jobs is"] == [B]
     found, _ = fresh
@@ -172,7 +174,10 @@ def test_what_a_run_is_comes_from_the_command_line_where_snakemake_does_not_say(
 @pytest.mark.slow  # a run of Snakemake
 def test_each_loss_is_said_once(fresh):
     _, said = fresh
-    for loss in ("a dry run is made to learn what is due", "the run ends up to 1 s later"):
+    for loss in (
+        "what is due is asked of snakemake --detailed-summary",
+        "the run ends up to 1 s later",
+    ):
         assert said.count(loss) == 1
     assert f"This Snakemake differs from {internals.MADE_FOR} (needrun_jobs is not there)" in said
 
@@ -210,25 +215,28 @@ def test_another_version_is_said(monkeypatch):
     )
 
 
-def test_a_plan_is_read_from_a_dry_run():
-    text = """
-rule convert:
-    input: a.h5ad
-    output: results/toy/counts.zarr, results/toy/counts.json
-    log: logs/toy/convert.log
-    jobid: 3
-    reason: Missing output files: results/toy/counts.json
-    wildcards: dataset=toy
-    resources: tmpdir=/tmp
-
-rule all:
-    input: results/toy/final.zarr
-    jobid: 0
-"""
-    (job,) = internals.jobs_in_plan(text)
-    outputs = frozenset(["results/toy/counts.zarr", "results/toy/counts.json"])
-    assert job == Job("convert", ("toy",), outputs, frozenset(["a.h5ad"]))
-    assert (job.log, job.benchmark) == (Path("logs/toy/convert.log"), None)
+def test_due_jobs_are_read_from_a_summary():
+    rows = """
+        output_file|date|rule|log-file(s)|input-file(s)|shellcmd|status|plan
+        results/toy/counts.zarr|-|convert|-|-|-|missing|update pending
+        results/toy/counts.json|x|convert|a.log|a.h5ad|-|ok|update pending
+        results/toy/pca/umap.h5|x|umap|-|-|-|ok|no update
+        results/toy/pca/figures|x|marker_figures|-|a,b|-|ok|update pending
+        resources/toy.h5ad|-|simulate|-|-|-|missing|update pending
+    """
+    text = "\n".join(row.strip().replace("|", "\t") for row in rows.splitlines()).strip()
+    counts = frozenset(["results/toy/counts.zarr", "results/toy/counts.json"])
+    assert internals.jobs_in_summary(f"said before\n{text}\n") == [
+        Job("convert", ("toy",), counts, frozenset(["a.h5ad"])),
+        Job(
+            "marker_figures",
+            ("toy", "pca"),
+            frozenset(["results/toy/pca/figures"]),
+            frozenset("ab"),
+        ),
+        Job("simulate", ("toy",), frozenset(["resources/toy.h5ad"])),
+    ]
+    assert internals.jobs_in_summary("Nothing to be done") == []
 
 
 # ------------------------------------------------------------------------- records and rules
@@ -285,11 +293,11 @@ def test_where_no_record_can_be_written_a_result_is_made_older_than_its_input(pl
 @pytest.mark.slow  # a run of Snakemake
 def test_snakemake_makes_a_result_again_that_is_older_than_its_input(fresh, folder):
     shutil.rmtree(folder / ".snakemake/metadata")
-    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run"]
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--detailed-summary"]
 
     def planned() -> list[str]:
         ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-        return [job.label for job in internals.jobs_in_plan(ran.stdout + ran.stderr)]
+        return [job.label for job in internals.jobs_in_summary(ran.stdout)]
 
     assert planned() == []
     rule = Rule(files=[str(folder / "results/toy/a.txt")])
