@@ -37,7 +37,7 @@ def report(error: Exception) -> None:
     """Log what a step failed of, and its traceback, which the terminal leaves out."""
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     log.error("%s%s", kind, error)
-    log.error("the traceback, for whoever mends it", exc_info=error)
+    log.error("the traceback, for developers", exc_info=error)
 
 
 def worker_died(its_log: Path | str) -> UserError:

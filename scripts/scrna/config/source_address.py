@@ -50,8 +50,8 @@ def without_credentials(address: str) -> str:
 
     Returns
     -------
-    What may be shown, stored and compared. Of an address whose host cannot be told from its login,
-    the scheme alone.
+    What may be shown, stored and compared. Of an address whose host cannot be
+    separated from its login, only the scheme.
     """
     if not (scheme := _SCHEME.match(address)):
         return address
@@ -139,7 +139,7 @@ def check_variables(key: str, dataset: str, shown: str) -> str:
     """
     if shown.endswith("://…"):
         msg = (
-            f"{key} is an address whose host cannot be told from its login: write the login's "
+            f"{key} is an address whose host cannot be separated from its login: write the login's "
             "special characters as %XX (/ as %2F, @ as %40, : as %3A, # as %23)"
         )
         raise UserError(msg)

@@ -115,7 +115,7 @@ def _not_yaml(path: Path, error: Exception, text: str) -> str:
     lines = text.splitlines()
     if mark and mark.line < len(lines) and "\t" in lines[mark.line]:
         why += "; the line has a tab, and YAML is indented by spaces"
-    return f"the config file {path}{where} is no YAML: {why}"
+    return f"the config file {path}{where} is not valid YAML: {why}"
 
 
 def _repeats(node: yaml.Node, above: tuple[str, ...], seen: set[int]) -> Iterator[str]:

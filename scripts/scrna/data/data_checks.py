@@ -117,7 +117,7 @@ def check_kept_genes(
         if gene := (named["root"] or {}).get("gene"):
             place = find_genes([gene], symbols, list, key="trajectory.root.gene")[0]
             if not n_cells[place]:
-                msg = f"trajectory.root.gene {gene!r} is in none of the kept cells"
+                msg = f"trajectory.root.gene {gene!r} is expressed in none of the kept cells"
                 raise UserError(msg)
 
 

@@ -60,7 +60,7 @@ def hold(lazy, nnz: int, backend: str, client):
     there = admission.usable_memory(backend) * n_devices
     if needed + at_work > there:
         log.info(
-            "blocks are read again for each pass: all of them take %.1f GB, %.1f GB are there",
+            "blocks are read again for each pass: they need %.1f GB, and %.1f GB are free",
             needed / 1e9,
             there / 1e9,
         )

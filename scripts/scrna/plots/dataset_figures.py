@@ -30,8 +30,8 @@ from scrna.plots.style import (
 
 #: qc column → its name on an axis, and whether that is logarithmic.
 QC = {
-    "total_counts": ("counts of a cell", True),
-    "n_genes_by_counts": ("genes of a cell", True),
+    "total_counts": ("counts per cell", True),
+    "n_genes_by_counts": ("genes per cell", True),
     "pct_counts_mt": ("mitochondrial counts (%)", False),
     "pct_counts_ribo": ("ribosomal counts (%)", False),
 }
@@ -100,7 +100,7 @@ def qc_violins(qc: pd.DataFrame, batch: pd.Categorical | None, table: pd.DataFra
         ax.set_ylabel(label)
         ax.set_xticks(range(len(names)), named, rotation=0 if fits else 90)
     more = f"; the {len(names)} largest of {len(sizes)} batches" if len(sizes) > len(names) else ""
-    figure.suptitle(f"Quality of {len(qc):,} cells before the filter{more}")
+    figure.suptitle(f"Quality of {len(qc):,} cells before filtering{more}")
     return figure
 
 
@@ -142,7 +142,7 @@ def qc_scatter(qc: pd.DataFrame, keep: np.ndarray, table: pd.DataFrame) -> Figur
         ax.set(xlabel=QC["total_counts"][0], ylabel=label)
     counts = {f"kept ({keep.sum():,})": KEPT, f"removed ({(~keep).sum():,})": REMOVED}
     legend(axes[0, 1], counts, "")
-    figure.suptitle(f"{len(qc):,} cells; dashed: the filter's bounds")
+    figure.suptitle(f"{len(qc):,} cells; dashed: bounds of the filter")
     return figure
 
 
@@ -218,7 +218,7 @@ def pca_variance(ratio: np.ndarray, n_obs: int) -> Figure:
     at = elbow(ratio)
     for ax, values, label in (
         (axes[0, 0], 100 * ratio, "variance explained (%)"),
-        (axes[0, 1], 100 * np.cumsum(ratio), "variance explained, cumulated (%)"),
+        (axes[0, 1], 100 * np.cumsum(ratio), "cumulative variance explained (%)"),
     ):
         ax.plot(place, values, "o-", color=KEPT, markersize=3, linewidth=1)
         ax.axvline(at, color=REMOVED, linestyle="--", linewidth=1)

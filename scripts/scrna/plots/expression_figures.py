@@ -71,7 +71,7 @@ def dotplot(of: GroupMeans, title: str) -> Figure:
     _dots(ax, np.full(5, x + 0.5), y, shares / most).set(facecolor="#9a9a9a", clip_on=False)
     for place, share in zip(y, shares, strict=True):
         ax.text(x + 1.4, place, f"{100 * share:g}", va="center", fontsize=7)
-    ax.text(x, 5.0, "cells that have it (%)", fontsize=7)
+    ax.text(x, 5.0, "cells expressing it (%)", fontsize=7)
     return figure
 
 

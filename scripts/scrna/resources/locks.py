@@ -236,7 +236,7 @@ def directory_lock(path: Path | str) -> Lock:
         raise UserError(message) from error
     if not is_ours:
         message = (
-            f"another run works in {path}: {lock.holder() or 'a process that left no name'}. "
+            f"another run works in {path}: {lock.holder() or 'an unknown process'}. "
             "Wait until it ends or stop it: two runs would overwrite each other's results"
         )
         raise UserError(message)
@@ -256,7 +256,7 @@ def _wait(lock: Lock, who: str, thing: str) -> None:
         holder = lock.holder()
         if now >= next_line and (holder or now - start > _PATIENCE):
             next_line, has_logged = now + _REMIND, True
-            holder = holder or "a process that left no name"
+            holder = holder or "an unknown process"
             log.info("%s is in use by %s; waiting for it", thing, holder)
         time.sleep(_POLL)
     if has_logged:

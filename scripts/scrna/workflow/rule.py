@@ -132,7 +132,7 @@ def finish(job: Mapping[str, Any], ended: Mapping[str, Any]) -> None:
         parts[parts.index("logs")] = "benchmarks"
         with replacing(Path(*parts).with_suffix(".memory.json")) as temporary:
             temporary.write_text(json.dumps(facts) + "\n")
-    turn = f", {waited:.1f} s of it until the worker had time" if waited else ""
+    turn = f", {waited:.1f} s of it waiting for the worker" if waited else ""
     log.info("%.1f s since the process started%s", _seconds_alive(), turn)
 
 

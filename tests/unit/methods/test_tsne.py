@@ -73,7 +73,7 @@ def test_parameters_reach_the_library(do):
 
 
 def test_a_single_component_is_refused(do):
-    with pytest.raises(UserError, match=r"t-SNE starts from two components, and there is one"):
+    with pytest.raises(UserError, match=r"t-SNE needs two components, and there is one"):
         do(blobs(60)[0], n_pcs=1)
 
 

@@ -165,7 +165,7 @@ def test_holder_without_a_name_is_waited_for(start, tmp_path):
         fcntl.flock(silent, fcntl.LOCK_EX)
         waiter = start('gpu_lock("leiden")\nprint("mine")')
         line = waiter.stdout.readline()
-    assert line == "GPU 0 is in use by a process that left no name; waiting for it\n"
+    assert line == "GPU 0 is in use by an unknown process; waiting for it\n"
     assert waiter.stdout.readline().startswith("GPU 0 is free")
 
 

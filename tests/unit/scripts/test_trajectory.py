@@ -352,7 +352,10 @@ def test_a_piece_too_small_for_a_trajectory(do, line):
             r"trajectory\.root\.label 'middle' is not in obs 'stage'; there are early, late",
         ),
         ({"gene": "ELSE"}, r"trajectory\.root\.gene 'ELSE' is not among the gene symbols"),
-        ({"gene": "NOWHERE"}, r"trajectory\.root\.gene 'NOWHERE' is in none of the kept cells"),
+        (
+            {"gene": "NOWHERE"},
+            r"trajectory\.root\.gene 'NOWHERE' is expressed in none of the kept cells",
+        ),
     ],
     ids=lambda value: "-".join(*value.items()) if isinstance(value, dict) else "",
 )
