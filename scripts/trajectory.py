@@ -100,8 +100,8 @@ def trajectory(
     if n_pieces > 1:
         log.warning(
             "the neighbor graph has %s separate pieces, the largest with %s cells; pseudotime "
-            "is computed only for the piece with the root. A larger neighbors.n_neighbors may connect "
-            "them",
+            "is computed only for the piece with the root. A larger neighbors.n_neighbors "
+            "may connect them",
             f"{n_pieces:,}",
             f"{np.bincount(piece_of).max():,}",
         )

@@ -115,7 +115,8 @@ def advice(cause: str, rule: str) -> str:
         more = "set execution: blocks, or raise memory.headroom_gb"
     known = {
         "killed": "Most likely the computer ran out of memory, and the system killed this step. "
-        f"{_LESS_MEMORY}. If that is not enough, {more}, or take a machine with more memory; under SLURM give the job more (--set-resources mem_mb)",
+        f"{_LESS_MEMORY}. If that is not enough, {more}, or take a machine with "
+        "more memory; under SLURM give the job more (--set-resources mem_mb)",
         "memory": f"The computer ran out of memory. {_LESS_MEMORY}. If that is not enough, {more}, "
         "or take a machine with more memory",
         "GPU memory": "The GPU's memory was full. End other programs on the GPU (nvidia-smi lists "
@@ -139,8 +140,8 @@ def advice(cause: str, rule: str) -> str:
         "minutes (--set-resources runtime)",
         "crashed": "A library or the GPU's driver crashed. Run the same command again. If it "
         f"crashes again, suspect the memory first. {_LESS_MEMORY}",
-        "unknown": "This is none of the errors that the workflow knows. If it comes again, report "
-        "it with the log, which has the details",
+        "unknown": "The workflow does not know this error. If it comes again, report it with the "
+        "log, which has the details",
     }
     return known.get(cause, "")
 
