@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and how a step's error is logged."""
+"""Errors that a user can fix, and how the error of a step is logged."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -1,10 +1,9 @@
 """Logging of a step: to the rule's log file and to the terminal, in one place.
 
-On a terminal the progress of long work (`scrna.progress`) is a bar: one line at the bottom that is
-written over and over, and cleared before any line. It comes as log records like all else, so it
-finds its way from a warm worker too. The steps of a run share one terminal: the first that has
-something to show there has the bar, as the holder of a lock on the terminal, and the others log
-lines.
+On a terminal the progress of long work (`scrna.progress`) is a bar, one line at the bottom that is
+overwritten. It is sent as log records, so that it also comes from a worker. The steps of a run
+share one terminal: the first step with progress holds a lock on the terminal and has the bar, the
+others log lines.
 """
 
 import fcntl

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar where there is a terminal (`scrna.log`), a few lines in the logs."""
+"""Show progress of long work: a bar on a terminal (`scrna.log`), a few lines in logs."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""How a result came to be: what the running step keeps of it, and writes into its file."""
+"""Provenance: what the running step records about its result and writes into its file."""
 
 import functools
 import importlib.metadata

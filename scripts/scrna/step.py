@@ -1,9 +1,9 @@
-"""What every step has: its provenance, and the way from a Snakemake rule into its function.
+"""What all steps share: provenance, logging, and the set-up of the process.
 
-A step is a function of paths and plain parameters. Its positional parameters are the files that it
-reads and writes, its keyword-only parameters the settings. `step` marks it, `run` calls it from a
-rule's script, in the rule's own process or in a worker that is warm (`scrna.engine`); another
-runner may call the function itself.
+A step is a function of paths and plain parameters. Positional parameters are the files that it
+reads and writes, keyword-only parameters are settings. `step` marks it. `scrna.workflow.rule.run`
+calls it from the script of a rule, in the process of the rule or in a worker (`scrna.engine`); a
+test or a notebook can call the function directly.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Call a step's function in a process that stays, and send what it logs to the rule's process."""
+"""Call the function of a step in a worker process, and send its log to the process of the rule."""
 
 import gc
 import importlib.util

@@ -1,4 +1,4 @@
-"""Clusterings and clusters that settings name: those that there cannot be are refused at once."""
+"""Check the clusterings and clusters that settings name; refuse those that cannot exist."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Where a dataset's counts come from, and which columns its settings name."""
+"""Find the files of a dataset's counts, and the columns that its settings name."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The config: checked against its schema, defaults filled in, a dataset's overrides merged.
+"""Check the config, fill in defaults and merge the overrides of each dataset.
 
 The schema, ``config/schemas/config.schema.yaml``, is the one place for keys, types, bounds,
 defaults and descriptions.
@@ -20,9 +20,9 @@ from scrna.errors import UserError
 from scrna.resources.plan import blocks_problems
 from scrna.steps import MATRIX_STEPS, SECTIONS
 
-#: What `run: auto` takes: bytes of GPU memory from which on, and the dataset.
+#: `run: auto`: bytes of GPU memory from which a dataset is taken.
 PICKS = [(96e9, "cell_atlas"), (24e9, "brain_1m")]
-#: The PCA solvers of each backend, by what they are given: see scanpy.pp.pca and rsc.pp.pca.
+#: PCA solvers by backend and kind of matrix: see scanpy.pp.pca and rsc.pp.pca.
 SOLVERS = {
     ("cpu", "a sparse matrix"): ["auto", "arpack", "covariance_eigh"],
     ("cpu", "a dense matrix"): ["auto", "arpack", "covariance_eigh", "randomized", "full"],

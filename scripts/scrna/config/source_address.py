@@ -1,7 +1,7 @@
-"""Addresses of sources: which schemes there are, and what in them nobody else may see.
+"""Addresses of sources: allowed schemes, and how credentials in them are kept secret.
 
-A login or a token in an address is needed once, by the process that downloads. Everywhere else, in
-the config as used, in params, logs, reports and comparisons, an address stands without them.
+A login or token in an address is needed only by the process that downloads. Everywhere else, in the
+config as used, in params, logs, reports and comparisons, the address is written without it.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
-"""The config files themselves: what Snakemake's loader lets pass or refuses without a place.
+"""Check the config files for errors that Snakemake accepts or reports without file and line.
 
-Snakemake takes the last of two equal keys, and says neither file nor line of what it cannot read.
+Of two equal keys Snakemake silently uses the last, and its errors name neither file nor line.
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence

@@ -1,8 +1,8 @@
-"""What a finished step took: seconds, memory and the device, from the files that it left.
+"""Read time, memory and device of a finished step from its files.
 
-Snakemake writes ``benchmarks/{dataset}/{rule}.tsv`` for every step; beside it lies what a GPU had
-in use and how long the step waited for it (``.memory.json``); the step file in ``results/`` has the
-provenance.
+Snakemake writes ``benchmarks/{dataset}/{rule}.tsv`` for every step. ``.memory.json`` beside it has
+the GPU memory in use and the time that the step waited for a GPU; the step file in ``results/`` has
+the provenance.
 """
 
 import csv

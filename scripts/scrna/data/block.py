@@ -1,4 +1,4 @@
-"""Blocks of cells: CSR parts, cut to cells and genes, joined and normalised."""
+"""Blocks of cells: parts of a CSR matrix, cut to cells and genes, joined and normalised."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""Columns of obs whose effect ``pca.regress_out`` takes out of each gene."""
+"""Check and read the obs columns in ``pca.regress_out``."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Genes found by their symbol or id."""
+"""Find genes by symbol or id."""
 
 from collections.abc import Callable, Iterable, Sequence
 

@@ -1,4 +1,4 @@
-"""The groups of cells that markers are of."""
+"""Read the groups of cells for which markers are computed."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The matrix of the kept cells as a Dask array of blocks, read when they are needed or held."""
+"""The matrix of the kept cells as a Dask array of blocks, read when needed or held in memory."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Text in CSV files that no spreadsheet takes for a formula.
+"""Escape text in CSV files that a spreadsheet would read as a formula.
 
 A gene, cluster or sample named ``=1+1`` is a formula to Excel and LibreOffice, and may start a
 program. Such a text gets an apostrophe in front, as OWASP advises against CSV injection; so does

@@ -1,4 +1,4 @@
-"""AnnData for steps to which the names of cells mean nothing."""
+"""Make AnnData objects without names of cells, for steps that do not need them."""
 
 
 def anndata_without_names(n_obs: int, matrix=None, *, obs=None, **slots):

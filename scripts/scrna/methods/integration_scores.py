@@ -1,10 +1,9 @@
-"""Scores of how well batches are mixed and labels kept in a representation, whatever the clusters.
+"""Score how well batches are mixed and labels kept in a representation, independent of clusters.
 
-They are those of the scIB benchmark (Luecken et al. 2022): shares of nearest neighbors, LISI
-(Korsunsky et al. 2019) and silhouettes, as harmonypy and scikit-learn compute them. Here all of
-them come from one pass over the distances: the cells' neighbors are found once, in blocks of cells
-by matrix products, and every score looks at them. scib-metrics has them all, but brings JAX along:
-several hundred MB and a compilation at each start.
+The scores of the scIB benchmark (Luecken et al. 2022): shares of nearest neighbors, LISI (Korsunsky
+et al. 2019) and silhouettes, with the values of harmonypy and scikit-learn. All come from one pass
+over the distances: neighbors are found once, in blocks of cells by matrix products. scib-metrics
+has the same scores but needs JAX, several hundred MB and a compilation at each start.
 """
 
 import math

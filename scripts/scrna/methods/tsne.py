@@ -1,4 +1,4 @@
-"""t-SNE of any number of cells."""
+"""Compute t-SNE on the GPU or CPU."""
 
 import numpy as np
 

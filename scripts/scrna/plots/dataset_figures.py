@@ -1,6 +1,6 @@
-"""The pictures of a dataset: each function draws one, from tables of cells or genes.
+"""Figures of a dataset: each function draws one, from tables of cells or genes.
 
-What the axes show, and n, is said in the picture.
+Axes are labelled, and the number of cells or genes is in the title.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""Pictures of the expression of genes: dot plot, heat map, embedding.
+"""Figures of gene expression: dot plot, heat map, embedding.
 
-Dot plot and heat map have a field of one size for each group and gene, whatever their number, and
-names beside them; so they are as large as what they show.
+Dot plot and heat map have a field of fixed size for each group and gene, so that the figure grows
+with their number.
 """
 
 from collections.abc import Mapping, Sequence

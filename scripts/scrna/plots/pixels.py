@@ -1,9 +1,8 @@
-"""Clouds of many points as images: what lies in each small square is counted and averaged.
+"""Draw scatter plots of many points as images: points are counted and averaged in small squares.
 
-A picture of a million marks takes long to draw and shows those that happen to lie on top. The
-squares are as large as a mark, so that a single cell is seen; where several lie, the colours are
-averaged. It takes a few passes of NumPy over the points, whatever their number; libraries for it
-compile for seconds in each process, longer than the picture takes.
+A figure with a million markers takes long to draw and shows only those on top. The squares are as
+large as a marker, so that a single cell is visible; colours of several points are averaged. This
+takes a few passes of NumPy; libraries for it compile for seconds in each process.
 """
 
 import numpy as np

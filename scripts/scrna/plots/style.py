@@ -1,7 +1,7 @@
-"""What all pictures share: one look, points by the thousand or the million, legends, axes.
+"""The common style of figures: fonts, points, legends, axes, and saving to files.
 
-Pictures are made of `matplotlib.figure.Figure` without pyplot, which keeps no state of its own and
-needs no display.
+Figures are `matplotlib.figure.Figure` objects without pyplot, so that there is no global state and
+no display is needed.
 """
 
 import re

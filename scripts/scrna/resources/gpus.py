@@ -1,7 +1,7 @@
-"""What this machine offers: its GPUs, their memory and the host's.
+"""Find the GPUs of this machine and their memory.
 
-NVML and /proc answer in milliseconds and start no CUDA context, so the Snakefile may ask before
-the DAG is built.
+NVML and /proc answer in milliseconds and start no CUDA context, so that the Snakefile can ask
+before the DAG is built.
 """
 
 import importlib.util

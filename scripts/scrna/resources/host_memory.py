@@ -1,4 +1,4 @@
-"""The host's memory: what the kernel says of it, and what the cgroups around a process leave."""
+"""Read how much host memory is free, within the limits of the kernel and of cgroups."""
 
 import ctypes
 import os

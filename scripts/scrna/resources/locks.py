@@ -1,7 +1,7 @@
 """Locks between runs: one GPU job at a time on a machine, one run at a time in a directory.
 
-The kernel holds a lock (flock) and drops it when its process ends, however that ends. The text in
-the lock's file only tells others who holds it.
+The kernel holds a lock (flock) and releases it when the process ends, however it ends. The text in
+the file of a lock only names the holder.
 """
 
 import errno

@@ -1,7 +1,7 @@
-"""A rule's own process: what Snakemake asks of it, its log, and how it ends.
+"""The process of a rule: call the step or hand it to a worker, write its log, and end.
 
-Nothing here imports more than the standard library: where a warm worker does the step, this process
-is there to ask for it and to wait, and has nothing else to import.
+This module imports only the standard library: if a worker does the step, this process only asks and
+waits, and should start quickly.
 """
 
 import inspect

@@ -1,7 +1,8 @@
-"""What a run says at its end: which steps failed, of what, what to do, and what the others took.
+"""The end of a run: which steps failed, why, what to do, and what the others took.
 
-`failure` finds the likeliest cause in a failed step's own log and Snakemake's, `failure_lines` says
-it in words. An error that the user can mend (`scrna.errors.UserError`) says all of that itself.
+`failure` finds the most likely cause in the log of a failed step and in that of Snakemake,
+`failure_lines` describes it. An error that the user can fix (`scrna.errors.UserError`) says all
+this itself.
 """
 
 import re
