@@ -85,7 +85,7 @@ class _File(NamedTuple):
     imports: list[str]
     """The modules of the package that it imports."""
     meaning: str
-    """The digest of what it says as code."""
+    """The digest of its code, without comments and docstrings."""
 
 
 @cache

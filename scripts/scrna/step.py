@@ -88,7 +88,7 @@ def step(function: Callable) -> Callable:
 
 
 def _keeping_warnings(record: dict[str, Any]) -> Callable[[logging.LogRecord], bool]:
-    """Make a filter of the log that lets all through and keeps what a step warns of, once each."""
+    """Make a log filter that passes all records and collects each warning once."""
 
     def keep(said: logging.LogRecord) -> bool:
         # what the libraries warn of comes from scrna.log
@@ -151,7 +151,7 @@ def perform(function: Callable, job: Mapping[str, Any], worker: str = "own proce
 
 
 def configure(config: Mapping[str, Any]) -> None:
-    """Hand the config's settings of a process to what goes by them; they change no result."""
+    """Apply the settings of the config that concern the process; they change no result."""
     from scrna.data import row_blocks
     from scrna.resources import admission
     from scrna.resources.gpus import visible_gpus

@@ -152,7 +152,7 @@ def resolve(rule: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_defaults(given: Any, rule: Mapping[str, Any]) -> Any:
-    """Lay a value over the defaults of its rule, as deep as the rule names keys."""
+    """Fill in the defaults of a rule, at all levels for which it names keys."""
     rule = resolve(rule)
     if rule.get("type") != "object" or "properties" not in rule:
         return given

@@ -35,7 +35,7 @@ SOLVERS = {
 def pick_run(
     config: Mapping[str, Any], gpu_memory: Callable[[], int | None]
 ) -> tuple[dict[str, Any], str | None]:
-    """Put a dataset's name in place of ``run: auto``: the largest that the GPU is up to.
+    """Replace ``run: auto`` by the largest dataset that the GPU can hold.
 
     Parameters
     ----------

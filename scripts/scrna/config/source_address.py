@@ -92,7 +92,7 @@ def censored(text: str, address: str, shown: str) -> str:
 
 
 def set_credentials_aside(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Take the credentials out of the datasets' sources; `full_address` finds them again.
+    """Remove the credentials from the sources of datasets; `full_address` finds them again.
 
     They go into this process's environment, which its jobs inherit and only this user may read.
 

@@ -64,7 +64,7 @@ class Counts:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What ``counts.json`` says: sizes, source, columns, warnings."""
+        """The contents of ``counts.json``: sizes, source, columns, warnings."""
         return read_summary(self.path.with_suffix(".json"))
 
     def genes(self) -> np.ndarray:

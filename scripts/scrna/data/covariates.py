@@ -6,7 +6,7 @@ from scrna.errors import UserError
 
 
 def as_numbers(values: np.ndarray, name: str, *, may_be_missing: bool = False) -> np.ndarray:
-    """Take a column as numbers.
+    """Convert a column to numbers.
 
     Parameters
     ----------

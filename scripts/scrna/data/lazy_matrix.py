@@ -16,7 +16,7 @@ from scrna.resources import admission, kept_matrices
 
 
 def in_blocks(store: Counts, backend: str, cells, genes, factor, topic: str | None):
-    """Make the Dask array that reads kept cells and genes, a block of cells a chunk."""
+    """Make a Dask array that reads kept cells and genes, with a block of cells per chunk."""
     import dask
     import dask.array as da
 

@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)", re
 
 
 def escaped(text: str) -> str:
-    """Put an apostrophe before a text that a spreadsheet would run; numbers stay."""
+    """Put an apostrophe before text that a spreadsheet would run as a formula; numbers stay."""
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 

@@ -2,7 +2,7 @@
 
 
 def anndata_without_names(n_obs: int, matrix=None, *, obs=None, **slots):
-    """Make an AnnData whose cells are named by their number.
+    """Make an AnnData whose cells are named by number.
 
     Parameters
     ----------

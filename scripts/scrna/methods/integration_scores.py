@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-#: Nearest cells that are looked at, the cell itself not among them: as in scanpy's graph.
+#: Number of nearest cells used, without the cell itself, as in scanpy's graph.
 N_NEIGHBORS = 15
 #: LISI's own default: the effective number of neighbors; it looks at three times as many.
 PERPLEXITY = 30
-_DEALS = 5  # times that batches are dealt out
+_DEALS = 5  # times that batches are assigned at random
 _BLOCK = 2**20  # distances of a block, 8 MB; a thread holds three times as much
 #: How LISI searches for a cell's kernel width, as harmonypy does.
 _TOLERANCE = 1e-5
@@ -26,10 +26,10 @@ _MOST_STEPS = 50
 
 
 class Surroundings(NamedTuple):
-    """What lies around each of n cells."""
+    """The neighborhood of each of n cells."""
 
     near: np.ndarray
-    """The nearest cells of each, the cell itself not among them, nearest first (n × k)."""
+    """The nearest cells of each cell, without the cell itself, nearest first (n × k)."""
     distances: np.ndarray
     """Their distances (n × k)."""
     sums: list[np.ndarray]

@@ -48,10 +48,10 @@ BOUNDS = {
 VIOLIN_CELLS = 10_000
 MOST_BATCHES = 40
 FEWEST_FOR_SHAPE = 3
-#: Cells of a heat map up to which each carries its number.
+#: Most fields of a heat map that are labelled with their numbers.
 MOST_NUMBERS = 300
 MISSING_NAME = "missing"
-#: Inches of a panel with an embedding.
+#: Size of a panel with an embedding, in inches.
 EMBEDDING = (5, 4)
 
 
@@ -121,7 +121,7 @@ def _violin(ax, place: int, values: np.ndarray, rng) -> None:
 
 
 def qc_scatter(qc: pd.DataFrame, keep: np.ndarray, table: pd.DataFrame) -> Figure:
-    """Draw counts against genes and against pct_mt, kept and removed cells told apart."""
+    """Draw counts against genes and against pct_mt, for kept and removed cells."""
     figure, axes = panels(1, 2, (5, 4.2))
     kinds = pd.Categorical.from_codes((~keep).astype(int), ["kept", "removed"])
     x = log10p1(qc["total_counts"])
@@ -147,7 +147,7 @@ def qc_scatter(qc: pd.DataFrame, keep: np.ndarray, table: pd.DataFrame) -> Figur
 
 
 def filter_bars(table: pd.DataFrame) -> Figure:
-    """Draw how many cells each bound of the filter removed, and by itself alone."""
+    """Draw how many cells each bound of the filter removed, in all and alone."""
     rows = table[~table["criterion"].isin(["all", "kept", "min_cells"])]
     ends = table.set_index("criterion")
     figure, axes = panels(1, 1, (6.5, 1.6 + 0.35 * len(rows)))
@@ -172,7 +172,7 @@ def filter_bars(table: pd.DataFrame) -> Figure:
 
 
 def hvg_dispersion(var: Mapping[str, np.ndarray], flavor: str) -> Figure:
-    """Draw each gene's mean against its variability, the highly variable ones told apart.
+    """Draw mean and variability of each gene, with highly variable genes highlighted.
 
     Parameters
     ----------
@@ -249,7 +249,7 @@ def embedding(
     groups: Mapping[str, pd.Categorical],
     values: Mapping[str, np.ndarray],
 ) -> Figure:
-    """Draw an embedding by clusters, groups and values: a row each, a column a representation.
+    """Draw an embedding by clusters, groups and values: one per row, representations in columns.
 
     Parameters
     ----------
@@ -292,7 +292,7 @@ def embedding(
 def cluster_table(
     clusters: Mapping[str, pd.Categorical], of: pd.Categorical, column: str
 ) -> Figure:
-    """Draw what share of each cluster's cells is of each group, as a heat map a representation.
+    """Draw the composition of each cluster by group, as a heat map per representation.
 
     The first row, of all cells, is what a cluster would have where groups are evenly mixed. Cells
     without a group count as ``missing``.
@@ -334,7 +334,7 @@ def trajectory(
     *,
     least: float = 0.05,
 ) -> Figure:
-    """Draw PAGA over an embedding, and pseudotime on it and on the diffusion map, where there is.
+    """Draw PAGA over an embedding, and pseudotime, if any, on it and on the diffusion map.
 
     Parameters
     ----------
@@ -376,7 +376,7 @@ def trajectory(
 
 
 def _paga(ax, xy: np.ndarray, clusters: pd.Categorical, links: np.ndarray, least: float) -> None:
-    """Draw how clusters are linked over their cells, all grey."""
+    """Draw the links between clusters over their cells, all grey."""
     points_by_group(ax, xy, pd.Categorical.from_codes(np.full(len(xy), -1), []))
     sizes = np.bincount(clusters.codes, minlength=len(clusters.categories))
     middles = np.array([np.median(xy[clusters.codes == i], axis=0) for i in range(len(sizes))])

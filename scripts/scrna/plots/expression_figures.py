@@ -16,16 +16,16 @@ from matplotlib.figure import Figure
 from scrna.plots.colours import INK, MISSING
 from scrna.plots.style import CHARACTER, HEAT_MAP, panels, points_by_value, shortened, without_ticks
 
-#: Inches of a field.
+#: Size of a field in inches.
 FIELD = 0.22
 #: From grey, no expression, to dark, for readers with any colour vision.
 EXPRESSION = LinearSegmentedColormap.from_list(
     "expression", [MISSING, "#fcae91", "#ef3b2c", "#67000d"]
 )
 MEAN = "mean expression in the group\nln(1 + normalised counts)"
-#: Panels beside each other in the picture of an embedding.
+#: Panels per row in the figure of an embedding.
 _COLUMNS = 4
-_LARGEST = 0.92  # of a field, the diameter of the largest dot
+_LARGEST = 0.92  # diameter of the largest dot, as a share of a field
 
 
 class GroupMeans(NamedTuple):

@@ -11,11 +11,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_rgb
 from matplotlib.image import AxesImage
 
-#: Squares an inch.
+#: Squares per inch.
 PER_INCH = 100
 #: Opacity of a square with one point; it grows with the logarithm of their number.
 _FAINTEST = 0.65
-#: Id of the images, by which `scrna.plots.style` tells a cloud from a heat map.
+#: Id of the images, by which `scrna.plots.style` distinguishes a scatter plot from a heat map.
 CLOUD = "cloud of points"
 
 

@@ -148,7 +148,7 @@ def remember() -> None:
 
 
 def _look() -> tuple[list[Gpu], str | None]:
-    """Ask NVML for the visible GPUs, and for what keeps RAPIDS from using the first."""
+    """Ask NVML for the visible GPUs, and why RAPIDS could not use the first."""
     if _known is not None:
         return _known
     try:

@@ -13,7 +13,7 @@ from scrna.log import log
 
 
 class Kept(NamedTuple):
-    """A matrix as row blocks, one alone where it is in memory as a whole."""
+    """A matrix as row blocks, or as a single one."""
 
     blocks: Sequence[Any]
     nbytes: int
@@ -41,7 +41,7 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Keep none, and drop those that are there."""
+    """Stop keeping matrices, and drop all."""
     global _is_on
     _is_on = False
     _kept.clear()

@@ -111,7 +111,7 @@ def ending() -> Iterator[None]:
 
 
 def finish(job: Mapping[str, Any], ended: Mapping[str, Any]) -> None:
-    """Keep what the step took.
+    """Record time and memory of the step.
 
     Parameters
     ----------

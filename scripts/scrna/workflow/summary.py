@@ -190,7 +190,7 @@ def failure_lines(
 
 
 def usage_lines(finished: Iterable[Job]) -> list[str]:
-    """Lay out what the finished steps of this run took.
+    """Format time and memory of the finished steps of this run.
 
     Parameters
     ----------
@@ -222,5 +222,5 @@ def _errors(text: str) -> list[str]:
 
 
 def _first(signs: dict[str, str], text: str) -> str | None:
-    """Name the first cause whose sign is in a text."""
+    """Return the first cause whose pattern is in a text."""
     return next((cause for cause, sign in signs.items() if re.search(sign, text)), None)
