@@ -69,7 +69,7 @@ def report(
     filter_table, marker_tables
         ``filter.csv``, and ``markers.csv`` of the representations.
     figures
-        Folders of pictures.
+        Folders of figures.
     out
         The page.
     max_cells

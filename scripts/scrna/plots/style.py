@@ -34,7 +34,7 @@ _LINE = 0.14  # inches
 HEAT_MAP = {"aspect": "auto", "interpolation": "none"}
 #: JSON file beside the figures: why a figure could not be drawn.
 NOT_DRAWN = "not_drawn.json"
-#: A picture, or what draws it.
+#: A figure, or a function that draws it.
 Drawing = Figure | Callable[[], Figure]
 STYLE = {
     "font.size": 9,
@@ -52,7 +52,7 @@ STYLE = {
     "figure.constrained_layout.w_pad": 0.08,
     "text.parse_math": False,  # names of genes and groups may have a $
     "svg.fonttype": "none",  # text that stays text, to be edited
-    "svg.hashsalt": "scrna",  # the same file for the same picture
+    "svg.hashsalt": "scrna",  # the same file for the same figure
 }
 
 
