@@ -78,7 +78,7 @@ def tsne(
         How far clusters are pulled apart at first.
     learning_rate
         A number; ``auto`` is cells / early_exaggeration / 4 (Belkina et al. 2019), at least 200.
-        With 200 for 180,000 cells the embedding keeps a fifth of the neighbors that it keeps with auto.
+        With 200 for 180,000 cells the embedding keeps a fifth of the neighbors kept with auto.
     method
         ``barnes_hut``, or on the GPU ``fft``; ``auto`` is fft from `FFT_FROM` cells up there.
     backend, seed
