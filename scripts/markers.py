@@ -173,7 +173,9 @@ def groups_to_test(labels, groupby: str, min_cells: int, method: str) -> list[st
     small = {group: int(n) for group, n in sizes.items() if n < min_cells}
     if small:
         said = ", ".join(f"{group} ({n} cells)" for group, n in small.items())
-        log.warning("groups left out, under markers.min_cells (%d) cells: %s", min_cells, said)
+        log.warning(
+            "groups left out, with fewer than markers.min_cells (%d) cells: %s", min_cells, said
+        )
     large = check_groups(sizes[labels.categories], groupby, min_cells, method)
     if method == "logreg" and len(large) == 2:
         log.warning(

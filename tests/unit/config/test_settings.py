@@ -436,8 +436,8 @@ CLUSTERINGS = {
     "leiden: {resolution: [0.6, 0.6000001, 1]}": "leiden.resolution has 0.6 and 0.6000001, which "
     "both make leiden_0.6",
     "louvain: {resolution: [1, 1.0000001]}": "louvain.resolution has 1 and 1.0000001",
-    "annotations: {leiden: {B: B cells}}": "annotations.leiden names 'B', which no cluster can be",
-    "annotations: {leiden: {'01': B cells}}": "annotations.leiden names '01', which no cluster",
+    "annotations: {leiden: {B: B cells}}": "annotations.leiden names 'B', which is not a cluster",
+    "annotations: {leiden: {'01': B cells}}": "annotations.leiden names '01', which is not a cluster",
     "annotations: {leiden_0.7: {0: B cells}}": "annotations names clusters of leiden_0.7, but "
     "leiden.resolution gives leiden$",
     "annotations: {louvain: {0: B cells}}": "annotations names clusters of louvain, but "
@@ -446,8 +446,8 @@ CLUSTERINGS = {
     "leiden, louvain$",
     "annotations: {leiden_pca: {0: B cells}}": "of leiden_pca, but without a batch_key there is "
     "one representation: write leiden$",
-    "trajectory: {root: {cluster: -1}}": "trajectory.root.cluster is '-1', which no cluster can be",
-    "trajectory: {root: {cluster: T cells}}": "trajectory.root.cluster is 'T cells', which no",
+    "trajectory: {root: {cluster: -1}}": "trajectory.root.cluster is '-1', which is not a cluster",
+    "trajectory: {root: {cluster: T cells}}": "trajectory.root.cluster is 'T cells', which is not",
 }
 
 

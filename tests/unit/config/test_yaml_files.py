@@ -33,8 +33,8 @@ BAD = {
     "- a\n- b\n": r"holds a list \(line 1\)",
     "datasets:\n\ta: 1\n": "my.yaml, line 2 is not valid YAML: .*; the line has a tab, and YAML is "
     "indented by spaces",
-    "a: [1, 2\nb: 3\n": "my.yaml, line 2 is no YAML",
-    "a: 1\n  b: 2\n": "my.yaml, line 2 is no YAML",
+    "a: [1, 2\nb: 3\n": "my.yaml, line 2 is not valid YAML",
+    "a: 1\n  b: 2\n": "my.yaml, line 2 is not valid YAML",
     "a: 2020-13-45\n": "is not valid YAML: month must be in 1..12",
     "a: *b\n": "line 1 is not valid YAML: found undefined alias",
     b"\xff\xfe\x00": "cannot be read",

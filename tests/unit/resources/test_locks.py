@@ -236,7 +236,7 @@ def test_another_users_read_only_file_is_enough(start, monkeypatch):
         holder = start("os.setuid(65534)\n" + HOLD)
         assert holder.stdout.readline() == "held\n"
         waiter = start('gpu_lock("leiden")\nprint("mine")')
-        assert "left no name" in waiter.stdout.readline()
+        assert "an unknown process" in waiter.stdout.readline()
         holder.kill()
         assert waiter.stdout.readline().startswith("GPU 0 is free")
 
