@@ -437,7 +437,7 @@ CLUSTERINGS = {
     "both make leiden_0.6",
     "louvain: {resolution: [1, 1.0000001]}": "louvain.resolution has 1 and 1.0000001",
     "annotations: {leiden: {B: B cells}}": "annotations.leiden names 'B', which is not a cluster",
-    "annotations: {leiden: {'01': B cells}}": "annotations.leiden names '01', which is not a cluster",
+    "annotations: {leiden: {'01': B cells}}": "annotations.leiden names '01', which is not a",
     "annotations: {leiden_0.7: {0: B cells}}": "annotations names clusters of leiden_0.7, but "
     "leiden.resolution gives leiden$",
     "annotations: {louvain: {0: B cells}}": "annotations names clusters of louvain, but "
