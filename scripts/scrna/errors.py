@@ -7,7 +7,7 @@ from scrna.log import log
 
 
 class UserError(ValueError):
-    """Something in the data, the config or the machine that the user can put right.
+    """Something in the data, the config or the machine that the user can fix.
 
     The message names the dataset, file or config key, says what was found and what was expected,
     and what to do next. `report` shows it without a traceback; the log has both.
