@@ -20,7 +20,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 #: How the workflow begins to refuse the one method that the CPU has not.
-REFUSED = "markers.method wilcoxon_binned is the GPU's"
+REFUSED = "markers.method wilcoxon_binned needs the GPU"
 ON_CPU = {"markers": {"method": "t-test"}}
 
 

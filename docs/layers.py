@@ -26,7 +26,7 @@ LAYERS = {
     "report": "the HTML report",
     "ingest": "downloads, file formats, tables of cells and genes, simulated data",
     "step": "what all steps share, and the set-up of the process that runs one",
-    "dask_cluster": "steps on a Dask cluster that exists",
+    "dask_cluster": "steps on an existing Dask cluster",
     "engine": "the worker process that stays loaded",
     "workflow": "functions that the rules and the Snakefile call",
 }

@@ -15,7 +15,7 @@ from playwright.sync_api import sync_playwright
 HERE = Path(__file__).parent
 OUT = HERE / "report.png"
 #: Size of the window in pixels, and of the picture.
-WIDTH, HEIGHT = 1100, 1130
+WIDTH, HEIGHT = 1100, 1160
 #: WebGL on the CPU; no sandbox, so that it also runs as root in a container.
 ARGS = ["--no-sandbox", "--enable-unsafe-swiftshader"]
 #: Colours of the picture: enough for a report, and a third of the bytes.

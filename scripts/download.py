@@ -65,7 +65,7 @@ def download(
     size = fetch(
         full_address(dataset, url), Path(out), shown=without_credentials(url), sha256=sha256
     )
-    checked = "its SHA-256 is right" if sha256 else "no SHA-256 to check it by"
+    checked = "SHA-256 is correct" if sha256 else "not checked, as no sha256 is given"
     log.info("%s: %s MB, %s", Path(out).name, f"{size / 1e6:,.1f}", checked)
 
 

@@ -54,7 +54,7 @@ type Files = dict[tuple[str, str], Path]
 type Groups = dict[str, "pd.Categorical"]
 #: Characters of a column's name that stand in the name of a file.
 LONGEST_NAME = 60
-#: Column of qc → its name and unit in a picture.
+#: Column of qc → its name and unit in a figure.
 SHOWN = {"total_counts": "log10(1 + counts)", "pct_counts_mt": "mitochondrial counts (%)"}
 
 
@@ -74,7 +74,7 @@ def figures(
     label_key: str | None = None,
     annotations: dict[str, dict[str, str]] | None = None,
 ) -> None:
-    """Draw the pictures of a topic.
+    """Draw the figures of a topic.
 
     Parameters
     ----------
@@ -85,13 +85,13 @@ def figures(
         folder: of genes pca; of clusters leiden and umap; of tsne leiden and tsne; of trajectory
         leiden, umap and trajectory; and the clusterings that the annotations name.
     out
-        The folder of pictures; one that is there is replaced.
+        The folder of figures; an existing one is replaced.
     topic
         genes, clusters, tsne or trajectory.
     dpi
-        Dots an inch.
+        Dots per inch.
     formats
-        ``png``, and ``svg`` for pictures without a cloud of points.
+        ``png``, and ``svg`` for figures without a scatter plot.
     batch_key, label_key
         obs columns: batches; known cell types, or None.
     annotations
@@ -160,7 +160,7 @@ def embedding(name: str, files: Files, shown: Groups, qc: Path, filtered: Path) 
 
 
 def trajectories(files: Files) -> Iterator[tuple]:
-    """Draw PAGA, pseudotime and diffusion map, in one picture."""
+    """Draw PAGA, pseudotime and diffusion map in one figure."""
     from scrna.plots import dataset_figures as draw
 
     found = {rep: file for (rep, name), file in files.items() if name == "trajectory"}

@@ -108,7 +108,7 @@ def filter_cells(
     n_cells = cells_per_gene(store, step_files.read(qc, "var/n_cells_by_counts"), keep, threads)
     keep_genes = n_cells >= (min_cells or 0)
     if not keep_genes.any():
-        msg = f"no gene is in {min_cells} of the {n_kept:,} cells that stay: lower filter.min_cells"
+        msg = f"no gene is in {min_cells} of the {n_kept:,} kept cells: lower filter.min_cells"
         raise UserError(msg)
     if named:
         check_kept_genes(named, store.genes(), store.gene_ids, n_cells, keep_genes)
@@ -123,10 +123,10 @@ def filter_cells(
         },
         table=lambda: table,
     )
-    taken = "; ".join(in_words(row) for row in rows if row["cells"]) or "none breaks a bound"
+    taken = "; ".join(in_words(row) for row in rows if row["cells"]) or "no cell breaks a bound"
     log.info("%s of %s cells kept; %s", f"{n_kept:,}", f"{len(keep):,}", taken)
     log.info(
-        "%s of %s genes stay: in at least %s cells",
+        "%s of %s genes kept, found in at least %s cells",
         f"{keep_genes.sum():,}",
         f"{len(keep_genes):,}",
         min_cells or 0,
@@ -249,7 +249,7 @@ def _too_few(n_kept: int, n_obs: int, fewest_cells: int, rows: list[dict]) -> st
         )
     return (
         f"{n_kept:,} of {n_obs:,} cells pass the filter, fewer than filter.fewest_cells "
-        f"({fewest_cells}). Loosen the bounds that took the most:\n{as_text(rows)}"
+        f"({fewest_cells}). Loosen the bounds that removed the most:\n{as_text(rows)}"
     )
 
 

@@ -175,7 +175,7 @@ def annotated(obs, clustering: str, names: dict[str, str]):
         raise UserError(msg)
     types = cell_types(obs[clustering].array, clustering, names)
     if "cell_type" in obs:
-        log.info("the source's cell_type is kept as cell_type_source")
+        log.info("cell_type of the source is kept as cell_type_source")
         obs = obs.rename(columns={"cell_type": "cell_type_source"})
     n_clusters = len(obs[clustering].cat.categories)
     log.info("%d clusters of %s are %d cell types", n_clusters, clustering, len(types.categories))

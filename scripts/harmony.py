@@ -88,7 +88,7 @@ def harmony(
     batches = complete_batches(obs, missing_batch)
     for name, n in obs.isna().sum().items():
         if n:
-            log.warning("%s cells have no %s: they are the batch 'missing'", f"{n:,}", name)
+            log.warning("%s cells have no %s: they form the batch 'missing'", f"{n:,}", name)
     large = in_large_batches(batches, min_batch_cells)
     warn_of_small(batches, min_batch_cells)
     batches = batches.loc[large].apply(lambda column: column.cat.remove_unused_categories())
@@ -118,7 +118,7 @@ def harmony(
     before, moved = before[some], after[some] - before[some]
     shares = np.linalg.norm(moved, axis=1) / np.linalg.norm(before, axis=1)
     log.info(
-        "%s cells, moved by %.0f %% of their distance from the centre (median)",
+        "%s cells corrected, by %.0f %% of their distance from the centre (median)",
         f"{len(after):,}",
         100 * np.median(shares),
     )

@@ -96,7 +96,7 @@ def hvg(
     n_top = min(n_top_genes, n_genes)
     if n_top < n_top_genes:
         log.warning(
-            "n_top_genes is %s, but %s genes passed the filter: all are taken",
+            "n_top_genes is %s, but %s genes passed the filter: all are used",
             f"{n_top_genes:,}",
             f"{n_genes:,}",
         )
@@ -281,7 +281,7 @@ def in_batches(adata, batches: np.ndarray, batch_key: str):
     sizes = batches.value_counts()
     large = batches.isin(sizes.index[sizes >= FEWEST_CELLS]).to_numpy()
     if batches[large].nunique() < 2:
-        log.warning("genes are ranked over all cells: %s has no two batches to do it in", batch_key)
+        log.warning("genes are ranked over all cells: %s has fewer than two batches", batch_key)
         return adata, None
     if not large.all():
         log.warning(

@@ -86,11 +86,11 @@ def integration_scores(
     none = np.full(len(obs), -1)
     labels = numbered_labels(obs[label_key], label_missing) if label_key else none
     if label_key and not (labels >= 0).any():
-        log.warning("no kept cell has a %s: nothing is scored by it", label_key)
+        log.warning("no kept cell has a %s: label scores are left out", label_key)
     chosen = sample(len(obs), n_cells, seed)
     log.info("scored on %s of %s cells", f"{len(chosen):,}", f"{len(obs):,}")
     if len(batch_key) > 1:
-        log.info("of %s the first is scored", ", ".join(batch_key))
+        log.info("of the batch columns %s the first is scored", ", ".join(batch_key))
     facts = {"batch_key": batch_key[0], "n_cells": len(chosen)}
     facts |= {"label_key": label_key} if label_key else {}
     for rep, path in (("pca", pca), ("harmony", harmony)):

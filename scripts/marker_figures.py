@@ -40,7 +40,7 @@ from scrna.workflow.rule import run
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Columns of a picture up to which each group has all the markers that are asked for.
+#: Most columns of a figure; with more, each group shows fewer markers.
 MOST_COLUMNS = 120
 
 
@@ -72,7 +72,7 @@ def marker_figures(
     clusters
         The step file of the clustering; an empty list where ``groupby`` is a column of obs.
     out
-        The folder of pictures; one that is there is replaced.
+        The folder of figures; an existing one is replaced.
     groupby
         What the markers are of: the clustering, or a column of obs.
     genes
@@ -80,7 +80,7 @@ def marker_figures(
     n_markers
         Markers of each group, at most.
     dpi, formats
-        Dots an inch; ``png``, and ``svg`` for pictures without a cloud of points.
+        Dots per inch; ``png``, and ``svg`` for figures without a scatter plot.
     names
         Cluster → name, where the config annotates this representation's clusters.
 
@@ -114,7 +114,7 @@ def pictures(
     n_markers: int,
     names: dict[str, str],
 ) -> Iterator[tuple]:
-    """Draw the pictures one after another.
+    """Draw the figures one after another.
 
     Parameters
     ----------
@@ -123,7 +123,7 @@ def pictures(
 
     Yields
     ------
-    The name of a picture and a function that draws it, a `matplotlib.figure.Figure`.
+    The name of a figure and a function that draws it, a `matplotlib.figure.Figure`.
     """
     from scrna.plots import expression_figures as draw
 

@@ -111,7 +111,7 @@ def markers(
     tested = groups_to_test(labels, groupby, min_cells, method)
     if (labels == tested[0]).all():
         log.warning(
-            "%s has one group: there is no rest to tell it from, the table is empty", groupby
+            "%s has one group, nothing to compare it with: the table of markers is empty", groupby
         )
         _write(out, table, {})
         return
@@ -173,7 +173,9 @@ def groups_to_test(labels, groupby: str, min_cells: int, method: str) -> list[st
     small = {group: int(n) for group, n in sizes.items() if n < min_cells}
     if small:
         said = ", ".join(f"{group} ({n} cells)" for group, n in small.items())
-        log.warning("left out, under markers.min_cells (%d): %s", min_cells, said)
+        log.warning(
+            "groups left out, with fewer than markers.min_cells (%d) cells: %s", min_cells, said
+        )
     large = check_groups(sizes[labels.categories], groupby, min_cells, method)
     if method == "logreg" and len(large) == 2:
         log.warning(

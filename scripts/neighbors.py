@@ -143,7 +143,7 @@ def neighbors(
         },
     )
     log.info(
-        "%s cells joined to those like them in %d components of %s: %s edges, %.1f a cell",
+        "%s cells in a neighbor graph from %d components of %s: %s edges, %.1f per cell",
         f"{len(array):,}",
         array.shape[1],
         key,

@@ -64,19 +64,17 @@ def normalize(
     totals = cell_totals(Counts(counts), cells, genes, backend)
     if not totals.any():
         msg = (
-            "no kept cell has a count in the genes that stay: set filter.min_genes and "
+            "no kept cell has a count in the kept genes: set filter.min_genes and "
             "filter.min_cells to 1 at least, and look at what qc says of the counts"
         )
         raise UserError(msg)
     target = float(np.median(totals[totals > 0]) if target_sum == "median" else target_sum)
     if empty := int((totals == 0).sum()):
-        log.warning(
-            "%s cells have no count in the genes that stay; their values are 0", f"{empty:,}"
-        )
+        log.warning("%s cells have no count in the kept genes; their values are 0", f"{empty:,}")
     size_factor = np.where(totals == 0, 1, totals) / target
     step_files.write(out, {"obs/size_factor": size_factor, "uns/target_sum": np.array(target)})
     log.info(
-        "%s cells brought to %s counts each; they had %.3g to %.3g times as many",
+        "%s cells scaled to %s counts each; size factors %.3g to %.3g",
         f"{len(totals):,}",
         f"{target:,.0f}",
         size_factor.min(),

@@ -200,7 +200,7 @@ def _covariate(counts: Path, qc: Path, filtered: Path, name: str) -> np.ndarray:
         table = Counts(counts).table("obs")
         if name not in table:
             msg = (
-                f"pca.regress_out names {name!r}, which is no obs column; there are "
+                f"pca.regress_out names {name!r}, which is not a column of obs; there are "
                 f"{', '.join([*columns, *table])}"
             )
             raise UserError(msg)

@@ -156,7 +156,7 @@ def find_genes(
     try:
         pattern = re.compile(wanted, re.IGNORECASE if ignore_case else 0)
     except re.error as error:
-        msg = f"{key} is {wanted!r}, which is no regular expression: {error}"
+        msg = f"{key} is {wanted!r}, which is not a valid regular expression: {error}"
         raise UserError(msg) from error
     return np.array([pattern.match(symbol) is not None for symbol in symbols], dtype=bool)
 

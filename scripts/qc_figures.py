@@ -48,11 +48,11 @@ def qc_figures(
     counts, qc, filtered, table
         ``counts.zarr``, the step files of ``qc`` and ``filter``, ``filter.csv``.
     out
-        The folder of pictures; one that is there is replaced.
+        The folder of figures; an existing one is replaced.
     dpi
-        Dots an inch.
+        Dots per inch.
     formats
-        ``png``, and ``svg`` for pictures without a cloud of points.
+        ``png``, and ``svg`` for figures without a scatter plot.
     batch_key
         obs columns of batches, the first of which the violins go by; none shows the cells as one.
     """
@@ -65,7 +65,7 @@ def qc_figures(
 def pictures(
     counts: Path, qc: Path, filtered: Path, table: Path, *, batch_key: list[str]
 ) -> Iterator[tuple]:
-    """Draw the pictures one after another.
+    """Draw the figures one after another.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def pictures(
 
     Yields
     ------
-    The name of a picture and a function that draws it, a `matplotlib.figure.Figure`.
+    The name of a figure and a function that draws it, a `matplotlib.figure.Figure`.
     """
     import pandas as pd
 

@@ -69,7 +69,7 @@ def report(
     filter_table, marker_tables
         ``filter.csv``, and ``markers.csv`` of the representations.
     figures
-        Folders of pictures.
+        Folders of figures.
     out
         The page.
     max_cells
@@ -124,7 +124,7 @@ def report(
     )
     with replacing(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    log.info("%s: %.1f MB; the map has %s", out, out.stat().st_size / 1e6, cell_map.note)
+    log.info("%s: %.1f MB; map: %s", out, out.stat().st_size / 1e6, cell_map.note)
 
 
 if __name__ == "__main__":

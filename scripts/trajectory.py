@@ -99,8 +99,9 @@ def trajectory(
     n_pieces, piece_of = connected_pieces(adata.obsp["connectivities"], backend=backend)
     if n_pieces > 1:
         log.warning(
-            "the neighbor graph has %s separate pieces, the largest of %s cells; pseudotime spans "
-            "the root's alone. More neighbors.n_neighbors may join them",
+            "the neighbor graph has %s separate pieces, the largest with %s cells; pseudotime "
+            "is computed only for the piece with the root. A larger neighbors.n_neighbors "
+            "may connect them",
             f"{n_pieces:,}",
             f"{np.bincount(piece_of).max():,}",
         )
@@ -113,7 +114,7 @@ def trajectory(
         "uns/leiden_sizes": adata.obs["leiden"].value_counts(sort=False).to_numpy(),
     }
     log.info(
-        "diffusion map of %d components, how %d clusters are connected (PAGA)",
+        "diffusion map with %d components, PAGA of %d clusters",
         adata.obsm["X_diffmap"].shape[1],
         adata.obs["leiden"].nunique(),
     )
@@ -140,7 +141,7 @@ def trajectory(
         found["obs/dpt_pseudotime"][piece] = values
         found["uns/iroot"] = np.array(np.flatnonzero(piece)[start])
         log.info(
-            "pseudotime of %s cells from cell %s of the kept ones (%s %s)",
+            "pseudotime of %s cells; the root is kept cell %s (%s %s)",
             f"{piece.sum():,}",
             f"{found['uns/iroot']:,}",
             kind,
@@ -312,7 +313,7 @@ def _gene(
         raise UserError(msg)
     values = gene_values(store.path, filtered, normalized, numbers[0], backend=backend)
     if not values.any():
-        msg = f"trajectory.root.gene {symbol!r} is in none of the kept cells"
+        msg = f"trajectory.root.gene {symbol!r} is expressed in none of the kept cells"
         raise UserError(msg)
     return np.arange(len(values)) == values.argmax()
 

@@ -78,7 +78,7 @@ def tsne(
         How far clusters are pulled apart at first.
     learning_rate
         A number; ``auto`` is cells / early_exaggeration / 4 (Belkina et al. 2019), at least 200.
-        With 200 for 180,000 cells a picture keeps a fifth of the neighbors that it keeps with auto.
+        With 200 for 180,000 cells the embedding keeps a fifth of the neighbors kept with auto.
     method
         ``barnes_hut``, or on the GPU ``fft``; ``auto`` is fft from `FFT_FROM` cells up there.
     backend, seed
@@ -98,19 +98,19 @@ def tsne(
     if limit is not None and len(array) > limit:
         log.warning(
             "t-SNE is left out: %s cells are more than tsne.max_cells (%s). tsne.enabled: true "
-            "computes it all the same",
+            "computes it anyway",
             f"{len(array):,}",
             f"{limit:,}",
         )
         step_files.write(out, {})
         return
     if array.shape[1] < 2:
-        msg = "t-SNE starts from two components, and there is one: raise tsne.n_pcs"
+        msg = "t-SNE needs two components, and there is one: raise tsne.n_pcs"
         raise UserError(msg)
     most = (len(array) - 1) / 3
     if perplexity > most:
         log.warning(
-            "perplexity is %g, but %s cells allow %.1f: lowered",
+            "perplexity is %g, but %s cells allow at most %.1f, which is used",
             perplexity,
             f"{len(array):,}",
             most,

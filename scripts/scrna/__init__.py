@@ -1,1 +1,1 @@
-"""What the steps share, a module a topic."""
+"""What the steps share: one module per topic, in layers (docs/architecture.md)."""

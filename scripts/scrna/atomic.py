@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there."""
+"""Write files and folders that are complete or do not exist: temporary name, then rename."""
 
 import json
 import os

@@ -1,10 +1,10 @@
-"""Whether a person sits at a terminal and may start the next run soon."""
+"""Find out whether a person started the run at a terminal."""
 
 import os
 import sys
 from pathlib import Path
 
-#: Variables of a place where nobody does: CI, make, batch systems, containers.
+#: Environment variables of CI, make, batch systems and containers, where nobody waits.
 VARIABLES = (
     "CI MAKELEVEL SLURM_JOB_ID PBS_JOBID LSB_JOBID container KUBERNETES_SERVICE_HOST".split()
 )

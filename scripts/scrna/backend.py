@@ -1,8 +1,8 @@
-"""GPU and CPU: the one module in which they differ.
+"""GPU and CPU behind one interface.
 
-A step asks `load` for its tools and writes its code once. Where rapids-singlecell and scanpy offer
-the same call, the step makes that call; where they do not, the function is here, under one name
-for both.
+A step gets its library from `load`, and its code is written once. Where rapids-singlecell and
+scanpy offer the same call, the step makes that call; where they do not, the function is here, under
+one name for both.
 """
 
 import importlib

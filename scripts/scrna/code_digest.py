@@ -1,7 +1,8 @@
-"""What a step's code is: its script and the shared modules it imports, as one digest.
+"""Digest the code of a step: its script and the shared modules that it imports.
 
-Snakemake tracks a rule's script by the time of that one file, so a fresh clone runs everything
-again and an edit of a shared module nothing. A digest among a rule's params does neither.
+Snakemake tracks a script by the time of its file: a fresh clone would run everything again, and an
+edit of a shared module nothing. With this digest among its params a rule runs again if its code
+changes.
 """
 
 import ast
@@ -84,7 +85,7 @@ class _File(NamedTuple):
     imports: list[str]
     """The modules of the package that it imports."""
     meaning: str
-    """The digest of what it says as code."""
+    """The digest of its code, without comments and docstrings."""
 
 
 @cache

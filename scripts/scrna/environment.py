@@ -1,4 +1,4 @@
-"""What a process goes by beside its code and its settings: Python, packages, variables."""
+"""Digest what affects a process besides code and settings: Python, packages, variables."""
 
 import hashlib
 import json

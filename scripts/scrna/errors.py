@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and how a step's error is logged."""
+"""Errors that a user can fix, and how the error of a step is logged."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,7 +7,7 @@ from scrna.log import log
 
 
 class UserError(ValueError):
-    """Something in the data, the config or the machine that the user can put right.
+    """Something in the data, the config or the machine that the user can fix.
 
     The message names the dataset, file or config key, says what was found and what was expected,
     and what to do next. `report` shows it without a traceback; the log has both.
@@ -37,7 +37,7 @@ def report(error: Exception) -> None:
     """Log what a step failed of, and its traceback, which the terminal leaves out."""
     kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
     log.error("%s%s", kind, error)
-    log.error("the traceback, for whoever mends it", exc_info=error)
+    log.error("the traceback, for developers", exc_info=error)
 
 
 def worker_died(its_log: Path | str) -> UserError:

@@ -1,10 +1,9 @@
 """Logging of a step: to the rule's log file and to the terminal, in one place.
 
-On a terminal the progress of long work (`scrna.progress`) is a bar: one line at the bottom that is
-written over and over, and cleared before any line. It comes as log records like all else, so it
-finds its way from a warm worker too. The steps of a run share one terminal: the first that has
-something to show there has the bar, as the holder of a lock on the terminal, and the others log
-lines.
+On a terminal the progress of long work (`scrna.progress`) is a bar, one line at the bottom that is
+overwritten. It is sent as log records, so that it also comes from a worker. The steps of a run
+share one terminal: the first step with progress holds a lock on the terminal and has the bar, the
+others log lines.
 """
 
 import fcntl
@@ -69,7 +68,7 @@ def log_with_times() -> None:
 
 
 def share_terminal(logger: logging.Logger) -> None:
-    """Let another program's lines on the terminal clear a bar first: those of Snakemake.
+    """Make Snakemake's log lines clear a progress bar on the terminal first.
 
     Parameters
     ----------
@@ -88,7 +87,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 def bar_state(fraction: float | None, label: str, text: str) -> str:
-    """Put the state of a bar into a record's message, which is all that comes from a warm worker.
+    """Write the state of a bar as the message of a log record, which is all that a worker sends.
 
     Parameters
     ----------
@@ -127,12 +126,12 @@ class Terminal(logging.StreamHandler):
             super().emit(record)
 
     def format(self, record: logging.LogRecord) -> str:
-        """Make a record a line that takes the place of a bar."""
+        """Format a record as a line that replaces the bar."""
         line = super().format(record)
         return _CLEAR + line if self._can_draw else line
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._draw("")
         super().close()
 
@@ -184,7 +183,7 @@ def bar_line(label: str, state: str, width: int) -> str:
 
 
 def _hold(stream: TextIO) -> int | None:
-    """Take the lock of a terminal: a descriptor that holds it, None while another step does."""
+    """Lock the terminal; return a descriptor that holds it, None while another step has it."""
     try:
         terminal = os.open(os.ttyname(stream.fileno()), os.O_WRONLY | os.O_NOCTTY)
     except OSError:  # one that has no name here

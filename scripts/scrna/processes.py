@@ -1,7 +1,7 @@
-"""Ending with another process.
+"""End a job when its Snakemake ends.
 
-Snakemake killed by SIGKILL leaves its jobs running; such a job would write into the same files as
-the next run's.
+If Snakemake is killed by SIGKILL, its jobs keep running and would write into the same files as the
+jobs of the next run.
 """
 
 import ctypes

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar where there is a terminal (`scrna.log`), a few lines in the logs."""
+"""Show progress of long work: a bar on a terminal (`scrna.log`), a few lines in logs."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from scrna.log import BAR, bar_state, progress_log
 
 _FIRST = 5.0  # seconds before the first line: what is done by then needs none
 _EVERY = 10.0  # seconds between lines, and
-_SHARE = 1 / 6  # of the time so far, so that a night's work is no thousand lines, but at most
+_SHARE = 1 / 6  # of the time so far, so that long work logs few lines, but at most
 _RARELY = 300.0
 _FIRST_BAR = 1.0
 _REDRAW = 0.5

@@ -1,4 +1,4 @@
-"""How a result came to be: what the running step keeps of it, and writes into its file."""
+"""Provenance: what the running step records about its result and writes into its file."""
 
 import functools
 import importlib.metadata
@@ -63,7 +63,7 @@ def provenance() -> dict[str, Any]:
 
 
 def note(key: str, value: Any) -> None:
-    """Put a fact that the running step finds into its provenance; nothing to do outside a step.
+    """Add a fact to the provenance of the running step; does nothing outside a step.
 
     Parameters
     ----------

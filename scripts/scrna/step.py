@@ -1,9 +1,9 @@
-"""What every step has: its provenance, and the way from a Snakemake rule into its function.
+"""What all steps share: provenance, logging, and the set-up of the process.
 
-A step is a function of paths and plain parameters. Its positional parameters are the files that it
-reads and writes, its keyword-only parameters the settings. `step` marks it, `run` calls it from a
-rule's script, in the rule's own process or in a worker that is warm (`scrna.engine`); another
-runner may call the function itself.
+A step is a function of paths and plain parameters. Positional parameters are the files that it
+reads and writes, keyword-only parameters are settings. `step` marks it. `scrna.workflow.rule.run`
+calls it from the script of a rule, in the process of the rule or in a worker (`scrna.engine`); a
+test or a notebook can call the function directly.
 """
 
 import functools
@@ -88,7 +88,7 @@ def step(function: Callable) -> Callable:
 
 
 def _keeping_warnings(record: dict[str, Any]) -> Callable[[logging.LogRecord], bool]:
-    """Make a filter of the log that lets all through and keeps what a step warns of, once each."""
+    """Make a log filter that passes all records and collects each warning once."""
 
     def keep(said: logging.LogRecord) -> bool:
         # what the libraries warn of comes from scrna.log
@@ -151,7 +151,7 @@ def perform(function: Callable, job: Mapping[str, Any], worker: str = "own proce
 
 
 def configure(config: Mapping[str, Any]) -> None:
-    """Hand the config's settings of a process to what goes by them; they change no result."""
+    """Apply the settings of the config that concern the process; they change no result."""
     from scrna.data import row_blocks
     from scrna.resources import admission
     from scrna.resources.gpus import visible_gpus

@@ -1,4 +1,4 @@
-"""Call a step's function in a process that stays, and send what it logs to the rule's process."""
+"""Call the function of a step in a worker process, and send its log to the process of the rule."""
 
 import gc
 import importlib.util
@@ -66,7 +66,9 @@ def perform(
     outcome = {"ended": None, "failed": True, "is_broken": False}
     before = list(log.handlers)
     send_logs([_Sender(emit)])
-    warnings.simplefilter("default", append=True)  # forgets which warnings earlier steps have given
+    warnings.simplefilter(
+        "default", append=True
+    )  # show warnings that earlier steps have shown already
     job = request["job"]
     try:
         if trouble is not None:

@@ -42,7 +42,7 @@ def test_genes_by_seurat_v3(toy, plain):
 
 
 def test_confounders_are_regressed_out(toy, plain):
-    """Components follow the counts of a cell; of plain they do not."""
+    """Components follow the counts per cell; of plain they do not."""
     for adata, least, most in ((toy, 0.2, 1), (plain, 0, 1e-3)):
         correlations = np.corrcoef(adata.obsm["X_pca"].T, adata.obs["total_counts"])[-1, :-1]
         assert least <= np.abs(correlations).max() <= most
@@ -157,7 +157,7 @@ REFUSED = {
         "datasets.toy.neighbors.n_neighbors is 1; expected integer, at least 2",
     ],
     "run: [toy, plian]": ["run names 'plian'", "did you mean plain?"],
-    "markers: {method: wilcoxon_binned}": ["is the GPU's; on the CPU take wilcoxon"],
+    "markers: {method: wilcoxon_binned}": ["needs the GPU; on the CPU use wilcoxon"],
     "datasets: {toy: {batch_key: btach}}": [
         "datasets.toy.batch_key names 'btach', which obs of toy does not have",
         "did you mean batch?",
@@ -179,7 +179,7 @@ REFUSED = {
         "plain: trajectory.root.label 'type_9' is not in obs 'cell_type'; there are type_1",
     ],
     "leiden: {resolution: [0.6, 0.6000001]}": ["which both make leiden_0.6"],
-    "backend: gpu": ["backend: gpu cannot be had: ", "or set backend: cpu"],
+    "backend: gpu": ["backend: gpu is not possible: ", "or set backend: cpu"],
 }
 
 

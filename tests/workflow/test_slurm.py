@@ -202,7 +202,7 @@ def test_a_gpu_job_asks_for_a_gpu_and_checks_its_machine(ran, tmp_path):
     assert qc["TresPerJob"] == "gres:gpu:1"
     assert qc["NumCPUs"] == "16"
     assert qc["JobState"] == "FAILED"
-    assert "backend: gpu cannot be had: " in output  # the failed job's log
+    assert "backend: gpu is not possible: " in output  # the failed job's log
 
 
 def test_ctrl_c_cancels_the_jobs(ran, tmp_path):

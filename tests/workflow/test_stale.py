@@ -136,7 +136,7 @@ def test_a_change_that_fails_and_is_taken_back(done, tmp_path):
     for _ in range(2):
         output = bad.run(fails=True)
         assert re.search(r"filter plain failed:\n.*of 200 cells pass the filter", output)
-        assert "With this put right, the same command goes on from there." in output
+        assert "Fix this and run the same command again to continue." in output
         assert {n for n in there(bad) if n.startswith("plain/")} == standing
     asked.run()
     after = there(asked)

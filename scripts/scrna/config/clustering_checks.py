@@ -1,4 +1,4 @@
-"""Clusterings and clusters that settings name: those that there cannot be are refused at once."""
+"""Check the clusterings and clusters that settings name; refuse those that cannot exist."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -63,7 +63,7 @@ def _not_made(dataset: Mapping[str, Any], clustering: str, key: str) -> Iterator
     """Check that the settings compute a clustering."""
     method, _, asked = clustering.partition("_")
     if not is_clustering(clustering):
-        yield f"{key} {clustering}, which is no clustering; there are {', '.join(CLUSTERINGS)}"
+        yield f"{key} {clustering}, which is not a clustering; there are {', '.join(CLUSTERINGS)}"
         return
     if not dataset[method].get("enabled", True):
         yield f"{key} {clustering}, but {method}.enabled is false"
@@ -77,4 +77,4 @@ def _no_clusters(names: Iterable[str], key: str) -> Iterator[str]:
     """Find names that no cluster can have."""
     for name in names:
         if not re.fullmatch("0|[1-9][0-9]*", name):
-            yield f"{key} {name!r}, which no cluster can be: they are numbered 0, 1, 2, ..."
+            yield f"{key} {name!r}, which is not a cluster: they are numbered 0, 1, 2, ..."

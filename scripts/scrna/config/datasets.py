@@ -1,4 +1,4 @@
-"""Where a dataset's counts come from, and which columns its settings name."""
+"""Find the files of a dataset's counts, and the columns that its settings name."""
 
 import os
 import re
@@ -73,7 +73,7 @@ def covariates(dataset: Mapping[str, Any]) -> list[str]:
 
 
 class Source(NamedTuple):
-    """Where a dataset's counts come from: a URL to download, and the files that hold them.
+    """The source of a dataset: a URL to download, and the files that hold the counts.
 
     The URL has no credentials, and its variables are not filled in; where it has any, `version` is
     a digest of what they make of it.

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes: one place for whoever downloads or reads one."""
+"""Recognise files by their first bytes, for downloads and readers."""
 
 from pathlib import Path
 

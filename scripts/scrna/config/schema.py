@@ -1,7 +1,7 @@
-"""The schema of the config: read it, hold a config against it, fill in its defaults.
+"""The schema of the config: read it, check a config against it, fill in defaults.
 
-``config/schemas/config.schema.yaml`` is a JSON schema; what is said of a wrong value is said here,
-in a sentence, since jsonschema's own messages print the schema.
+``config/schemas/config.schema.yaml`` is a JSON schema. Messages about wrong values are written
+here, as sentences, because those of jsonschema print the schema.
 """
 
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ import yaml
 from scrna.errors import did_you_mean
 
 SCHEMA = Path(__file__).parents[3] / "config/schemas/config.schema.yaml"
-#: What a list or mapping must be, beside its type.
+#: Messages for the size of a list or mapping.
 SIZES = {
     "minItems": "at least one value",
     "minLength": "at least one letter",
@@ -24,7 +24,7 @@ SIZES = {
     "maxProperties": "one key alone",
     "uniqueItems": "no value twice",
 }
-#: What YAML's users call the types of JSON.
+#: The types of JSON in the words of YAML.
 KINDS = {"array": "list", "object": "mapping", "string": "text", "boolean": "true or false"}
 
 
@@ -152,7 +152,7 @@ def resolve(rule: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_defaults(given: Any, rule: Mapping[str, Any]) -> Any:
-    """Lay a value over the defaults of its rule, as deep as the rule names keys."""
+    """Fill in the defaults of a rule, at all levels for which it names keys."""
     rule = resolve(rule)
     if rule.get("type") != "object" or "properties" not in rule:
         return given

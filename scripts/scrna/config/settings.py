@@ -1,4 +1,4 @@
-"""The config: checked against its schema, defaults filled in, a dataset's overrides merged.
+"""Check the config, fill in defaults and merge the overrides of each dataset.
 
 The schema, ``config/schemas/config.schema.yaml``, is the one place for keys, types, bounds,
 defaults and descriptions.
@@ -20,9 +20,9 @@ from scrna.errors import UserError
 from scrna.resources.plan import blocks_problems
 from scrna.steps import MATRIX_STEPS, SECTIONS
 
-#: What `run: auto` takes: bytes of GPU memory from which on, and the dataset.
+#: `run: auto`: bytes of GPU memory from which a dataset is taken.
 PICKS = [(96e9, "cell_atlas"), (24e9, "brain_1m")]
-#: The PCA solvers of each backend, by what they are given: see scanpy.pp.pca and rsc.pp.pca.
+#: PCA solvers by backend and kind of matrix: see scanpy.pp.pca and rsc.pp.pca.
 SOLVERS = {
     ("cpu", "a sparse matrix"): ["auto", "arpack", "covariance_eigh"],
     ("cpu", "a dense matrix"): ["auto", "arpack", "covariance_eigh", "randomized", "full"],
@@ -35,7 +35,7 @@ SOLVERS = {
 def pick_run(
     config: Mapping[str, Any], gpu_memory: Callable[[], int | None]
 ) -> tuple[dict[str, Any], str | None]:
-    """Put a dataset's name in place of ``run: auto``: the largest that the GPU is up to.
+    """Replace ``run: auto`` by the largest dataset that the GPU can hold.
 
     Parameters
     ----------
@@ -167,9 +167,9 @@ def _problems(dataset: Mapping[str, Any], backend: str) -> Iterator[str]:
         yield "trajectory.root names a label, but label_key is not set"
     if backend == "cpu" and dataset["markers"]["method"] == "wilcoxon_binned":
         instead = "t-test" if dataset["execution"] == "blocks" else "wilcoxon"
-        yield f"markers.method wilcoxon_binned is the GPU's; on the CPU take {instead}"
+        yield f"markers.method wilcoxon_binned needs the GPU; on the CPU use {instead}"
     if backend == "cpu" and dataset["tsne"]["method"] == "fft":
-        yield "tsne.method fft is the GPU's; on the CPU take auto"
+        yield "tsne.method fft needs the GPU; on the CPU use auto"
     yield from _search_problems(dataset["neighbors"], backend)
     if batch_keys(dataset):
         yield from _harmony_problems(dataset["harmony"], len(batch_keys(dataset)), backend)
@@ -188,9 +188,9 @@ def _problems(dataset: Mapping[str, Any], backend: str) -> Iterator[str]:
 def _search_problems(neighbors: Mapping[str, Any], backend: str) -> Iterator[str]:
     algorithm, metric = neighbors["algorithm"], neighbors["metric"]
     if backend == "cpu" and algorithm != "auto":
-        yield f"neighbors.algorithm {algorithm} is the GPU's; on the CPU take auto"
+        yield f"neighbors.algorithm {algorithm} needs the GPU; on the CPU use auto"
     if (algorithm, metric) == ("cagra", "cosine"):
-        yield "neighbors.algorithm cagra does not do metric cosine; take auto or nn_descent"
+        yield "neighbors.algorithm cagra does not support metric cosine; use auto or nn_descent"
 
 
 def _harmony_problems(harmony: Mapping[str, Any], n_keys: int, backend: str) -> Iterator[str]:
@@ -202,7 +202,7 @@ def _harmony_problems(harmony: Mapping[str, Any], n_keys: int, backend: str) -> 
     if isinstance(harmony["theta"], list) and len(harmony["theta"]) != n_keys:
         yield f"harmony.theta has {len(harmony['theta'])} values for {n_keys} batch columns"
     if harmony["flavor"] == "harmony1" and backend == "cpu":
-        yield "harmony.flavor harmony1 is the GPU's; on the CPU take harmony2"
+        yield "harmony.flavor harmony1 needs the GPU; on the CPU use harmony2"
 
 
 def _solver_problems(pca: Mapping[str, Any], backend: str) -> Iterator[str]:
@@ -226,7 +226,7 @@ def _pattern_problems(qc: Mapping[str, Any]) -> Iterator[str]:
             try:
                 re.compile(qc[name])
             except re.error as error:
-                yield f"qc.{name} is {qc[name]!r}, which is no regular expression: {error}"
+                yield f"qc.{name} is {qc[name]!r}, which is not a valid regular expression: {error}"
 
 
 def _dataset(config: Mapping[str, Any], name: str) -> dict[str, Any]:

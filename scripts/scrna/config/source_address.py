@@ -1,7 +1,7 @@
-"""Addresses of sources: which schemes there are, and what in them nobody else may see.
+"""Addresses of sources: allowed schemes, and how credentials in them are kept secret.
 
-A login or a token in an address is needed once, by the process that downloads. Everywhere else, in
-the config as used, in params, logs, reports and comparisons, an address stands without them.
+A login or token in an address is needed only by the process that downloads. Everywhere else, in the
+config as used, in params, logs, reports and comparisons, the address is written without it.
 """
 
 import hashlib
@@ -50,8 +50,8 @@ def without_credentials(address: str) -> str:
 
     Returns
     -------
-    What may be shown, stored and compared. Of an address whose host cannot be told from its login,
-    the scheme alone.
+    What may be shown, stored and compared. Of an address whose host cannot be
+    separated from its login, only the scheme.
     """
     if not (scheme := _SCHEME.match(address)):
         return address
@@ -92,7 +92,7 @@ def censored(text: str, address: str, shown: str) -> str:
 
 
 def set_credentials_aside(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Take the credentials out of the datasets' sources; `full_address` finds them again.
+    """Remove the credentials from the sources of datasets; `full_address` finds them again.
 
     They go into this process's environment, which its jobs inherit and only this user may read.
 
@@ -139,7 +139,7 @@ def check_variables(key: str, dataset: str, shown: str) -> str:
     """
     if shown.endswith("://…"):
         msg = (
-            f"{key} is an address whose host cannot be told from its login: write the login's "
+            f"{key} is an address whose host cannot be separated from its login: write the login's "
             "special characters as %XX (/ as %2F, @ as %40, : as %3A, # as %23)"
         )
         raise UserError(msg)

@@ -1,6 +1,6 @@
-"""The config files themselves: what Snakemake's loader lets pass or refuses without a place.
+"""Check the config files for errors that Snakemake accepts or reports without file and line.
 
-Snakemake takes the last of two equal keys, and says neither file nor line of what it cannot read.
+Of two equal keys Snakemake silently uses the last, and its errors name neither file nor line.
 """
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -115,7 +115,7 @@ def _not_yaml(path: Path, error: Exception, text: str) -> str:
     lines = text.splitlines()
     if mark and mark.line < len(lines) and "\t" in lines[mark.line]:
         why += "; the line has a tab, and YAML is indented by spaces"
-    return f"the config file {path}{where} is no YAML: {why}"
+    return f"the config file {path}{where} is not valid YAML: {why}"
 
 
 def _repeats(node: yaml.Node, above: tuple[str, ...], seen: set[int]) -> Iterator[str]:

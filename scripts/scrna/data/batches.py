@@ -1,4 +1,4 @@
-"""Batches that Harmony can integrate: found in columns of obs, or refused with the reason."""
+"""Find the batches that Harmony integrates in columns of obs, or refuse with the reason."""
 
 from collections.abc import Iterable
 

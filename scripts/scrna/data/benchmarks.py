@@ -1,8 +1,8 @@
-"""What a finished step took: seconds, memory and the device, from the files that it left.
+"""Read time, memory and device of a finished step from its files.
 
-Snakemake writes ``benchmarks/{dataset}/{rule}.tsv`` for every step; beside it lies what a GPU had
-in use and how long the step waited for it (``.memory.json``); the step file in ``results/`` has the
-provenance.
+Snakemake writes ``benchmarks/{dataset}/{rule}.tsv`` for every step. ``.memory.json`` beside it has
+the GPU memory in use and the time that the step waited for a GPU; the step file in ``results/`` has
+the provenance.
 """
 
 import csv
@@ -20,7 +20,7 @@ MOST_LINES = 40
 
 @dataclass(frozen=True)
 class Usage:
-    """What one step took.
+    """Time and memory of one step.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class Usage:
 
     @property
     def memory(self) -> str:
-        """The most memory, for a person."""
+        """The peak memory, as text."""
         n_bytes = self.gpu_bytes or self.rss_bytes
         if not n_bytes:
             return "-"
@@ -102,7 +102,7 @@ def usage_of(benchmark: Path, label: str) -> Usage:
 
 
 def table(usages: list[Usage], most_lines: int = MOST_LINES) -> list[str]:
-    """Lay out what the steps of a run took, in the order in which they started.
+    """Format time and memory of the steps of a run as a table, in the order of their start.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Blocks of cells: CSR parts, cut to cells and genes, joined and normalised."""
+"""Blocks of cells: parts of a CSR matrix, cut to cells and genes, joined and normalised."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -104,7 +104,7 @@ def joined(blocks: Iterable[Block], shape: tuple[int, int], nnz: int, backend: s
 
 
 def columns_of(matrix, genes: np.ndarray, backend: str):
-    """Take columns out of a matrix that is in memory, a block of rows at a time.
+    """Select columns of a matrix in memory, one block of rows at a time.
 
     Parameters
     ----------

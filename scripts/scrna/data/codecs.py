@@ -1,4 +1,4 @@
-"""The codecs of zarrs: compressed and decompressed by all cores, without Python's lock."""
+"""Let zarrs compress and decompress, on all cores and without Python's lock."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -64,7 +64,7 @@ class Counts:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What ``counts.json`` says: sizes, source, columns, warnings."""
+        """The contents of ``counts.json``: sizes, source, columns, warnings."""
         return read_summary(self.path.with_suffix(".json"))
 
     def genes(self) -> np.ndarray:
@@ -269,7 +269,7 @@ class Counts:
         """
         if backend == "gpu" and nnz > GPU_MAX_NNZ:
             msg = (
-                f"{self.path} has {nnz:,} non-zeros in the cells and genes that stay, more than a "
+                f"{self.path} has {nnz:,} non-zeros in the kept cells and genes, more than a "
                 f"sparse matrix on the GPU holds ({GPU_MAX_NNZ:,}): set execution: auto, or keep "
                 "fewer (keep_obs, filter)"
             )

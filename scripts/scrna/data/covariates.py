@@ -1,4 +1,4 @@
-"""Columns of obs whose effect ``pca.regress_out`` takes out of each gene."""
+"""Check and read the obs columns in ``pca.regress_out``."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from scrna.errors import UserError
 
 
 def as_numbers(values: np.ndarray, name: str, *, may_be_missing: bool = False) -> np.ndarray:
-    """Take a column as numbers.
+    """Convert a column to numbers.
 
     Parameters
     ----------

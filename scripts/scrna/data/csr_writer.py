@@ -46,7 +46,7 @@ _TRIM_EVERY = 16  # shards
 
 
 class MatrixInfo(NamedTuple):
-    """What a `CSRWriter` has written."""
+    """Facts about what a `CSRWriter` has written."""
 
     shape: tuple[int, int]
     nnz: int
@@ -253,7 +253,7 @@ class CSRWriter:
         self._shard = self._chunk * per_shard
 
     def _flush(self) -> None:
-        """Hand what has come together to the threads, and go on with nothing."""
+        """Pass the collected rows to the threads and start with an empty buffer."""
         if not self._arrays:
             types = {"data": self.dtype, "indices": np.dtype(np.int32)}
             self._arrays = {name: self._new_array(name, types[name]) for name in self._shas}
@@ -288,7 +288,7 @@ class CSRWriter:
             job.result()
 
     def _copy_pattern(self) -> None:
-        """Take the indices from the writer of the same non-zeros."""
+        """Copy the indices from the writer of a matrix with the same non-zeros."""
         other = self._pattern
         if other.info is None or other._sizes != self._sizes:
             msg = f"{self.group.path} does not have the non-zeros of {other.group.path}"

@@ -1,8 +1,8 @@
-"""What a dataset's settings name in its cells and genes: found there, or refused before long work.
+"""Check that cells, genes, labels and batches named in the settings exist in the data.
 
-The conversion refuses what no filter can put right: it leaves out cells and genes and adds none.
-The filter checks the same of the cells and genes that it keeps. What the settings name comes as a
-mapping that `scrna.workflow.named_in_data.named_in_data` makes.
+The conversion refuses what no filter can change, since a filter only removes cells and genes. The
+filter checks the same for the cells and genes that it keeps. The names come as a mapping from
+`scrna.workflow.named_in_data.named_in_data`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -117,7 +117,7 @@ def check_kept_genes(
         if gene := (named["root"] or {}).get("gene"):
             place = find_genes([gene], symbols, list, key="trajectory.root.gene")[0]
             if not n_cells[place]:
-                msg = f"trajectory.root.gene {gene!r} is in none of the kept cells"
+                msg = f"trajectory.root.gene {gene!r} is expressed in none of the kept cells"
                 raise UserError(msg)
 
 

@@ -1,4 +1,4 @@
-"""How AnnData marks what is on disk: the attributes of each kind of element, in HDF5 and zarr."""
+"""The attributes by which AnnData marks each kind of element, in HDF5 and zarr."""
 
 _VERSIONS = {
     "anndata": "0.1.0",

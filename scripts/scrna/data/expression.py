@@ -1,7 +1,7 @@
-"""Expression of a few genes, read from the counts: of single cells, and by group as in dot plots.
+"""Read the expression of a few genes: of single cells, and by group as in dot plots.
 
-The matrix is read once, in blocks of cells, for all the genes that are asked for, and only where
-the cells are. Nothing but the values of these genes stays in memory.
+The matrix is read once for all genes, in blocks of cells. Only the values of these genes stay in
+memory.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Genes found by their symbol or id."""
+"""Find genes by symbol or id."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -50,6 +50,6 @@ def find_genes(
 
 
 def _nearest(gene: str, symbols: dict[str, int], ids: dict[str, int]) -> str:
-    """Name genes like one that is not there."""
+    """Suggest genes with names like one that does not exist."""
     like_these = f"genes are named like {', '.join(list(symbols)[:_NAMED])}"
     return did_you_mean(gene, [*ids, *symbols], _NAMED) or like_these

@@ -1,4 +1,4 @@
-"""The neighbor graph of a step file, as the AnnData that scanpy and rapids-singlecell work on."""
+"""Read a neighbor graph as an AnnData for scanpy and rapids-singlecell."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import numpy as np
 from scrna.data import step_files
 from scrna.data.unnamed import anndata_without_names
 
-#: An eigenvalue of a diffusion map from here on is one to DPT: float32 does not tell them apart.
+#: Eigenvalues of a diffusion map from here on count as 1, as in DPT: float32 cannot separate them.
 STATIONARY = 0.9994
 
 

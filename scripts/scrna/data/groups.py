@@ -1,4 +1,4 @@
-"""The groups of cells that markers are of."""
+"""Read the groups of cells for which markers are computed."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,8 +70,8 @@ def check_groups(sizes: "pd.Series", groupby: str, min_cells: int, method: str) 
         raise UserError(msg)
     if method == "logreg" and len(large) == 1 < len(sizes):
         msg = (
-            f"markers.method logreg tells groups from each other, but only one of {groupby!r} has "
-            f"markers.min_cells ({min_cells}) cells. Lower it, or take wilcoxon"
+            f"markers.method logreg compares groups with each other, but only one of {groupby!r} "
+            f"has markers.min_cells ({min_cells}) cells. Lower it, or take wilcoxon"
         )
         raise UserError(msg)
     return large

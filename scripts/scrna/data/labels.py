@@ -1,4 +1,4 @@
-"""Labels of cells, known types most often: which values mean that a cell has none."""
+"""Read labels of cells, for example known types; some values mean that a cell has none."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING

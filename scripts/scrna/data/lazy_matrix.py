@@ -1,4 +1,4 @@
-"""The matrix of the kept cells as a Dask array of blocks, read when they are needed or held."""
+"""The matrix of the kept cells as a Dask array of blocks, read when needed or held in memory."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from scrna.resources import admission, kept_matrices
 
 
 def in_blocks(store: Counts, backend: str, cells, genes, factor, topic: str | None):
-    """Make the Dask array that reads kept cells and genes, a block of cells a chunk."""
+    """Make a Dask array that reads kept cells and genes, with a block of cells per chunk."""
     import dask
     import dask.array as da
 
@@ -60,7 +60,7 @@ def hold(lazy, nnz: int, backend: str, client):
     there = admission.usable_memory(backend) * n_devices
     if needed + at_work > there:
         log.info(
-            "blocks are read again for each pass: all of them take %.1f GB, %.1f GB are there",
+            "blocks are read again for each pass: they need %.1f GB, and %.1f GB are free",
             needed / 1e9,
             there / 1e9,
         )

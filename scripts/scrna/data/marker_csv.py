@@ -1,6 +1,6 @@
-"""A large table as CSV, to the letter as pandas writes it, in a fraction of the time.
+"""Write a large table as CSV, exactly as pandas does but faster.
 
-After a changed resolution a run ends with the markers' table, a row for each gene of each cluster.
+The table of markers has a row for each gene and cluster and is the last step of many runs.
 30 clusters of 30,000 genes take 0.4 s here, 9 s with `pandas.DataFrame.to_csv` and 2.7 s with one
 ``%`` a line (2 cores). pyarrow and polars are as fast, but are not among the pins of the CPU.
 """

@@ -132,7 +132,7 @@ def _column(matrix, column: int, backend: str) -> np.ndarray:
 
 
 class _Wanted(NamedTuple):
-    """What a step asks for of the kept cells."""
+    """The columns that a step asks for, of the kept cells."""
 
     store: Counts
     backend: str
@@ -215,7 +215,7 @@ def _keys(
 
 
 def _keep(key: tuple | None, matrix: Sequence[Any], backend: str) -> None:
-    """Keep a matrix for the steps to come, if the headroom is free beside it."""
+    """Keep a matrix for later steps, if enough memory stays free."""
     if admission.usable_memory(backend) > 0:
         kept_matrices.put(key, matrix)
 

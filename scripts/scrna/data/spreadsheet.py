@@ -1,4 +1,4 @@
-"""Text in CSV files that no spreadsheet takes for a formula.
+"""Escape text in CSV files that a spreadsheet would read as a formula.
 
 A gene, cluster or sample named ``=1+1`` is a formula to Excel and LibreOffice, and may start a
 program. Such a text gets an apostrophe in front, as OWASP advises against CSV injection; so does
@@ -16,7 +16,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|nan)", re
 
 
 def escaped(text: str) -> str:
-    """Put an apostrophe before a text that a spreadsheet would run; numbers stay."""
+    """Put an apostrophe before text that a spreadsheet would run as a formula; numbers stay."""
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.fullmatch(text) else text
 
 

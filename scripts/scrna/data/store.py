@@ -24,7 +24,7 @@ TABLE_COMPRESSOR = ZstdCodec(level=0, checksum=True)
 
 @contextmanager
 def new_store(path: Path) -> Iterator[zarr.Group]:
-    """Make an AnnData store under a temporary name that gets its own when all went well.
+    """Make an AnnData store under a temporary name, and rename it once it is complete.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
-"""AnnData for steps to which the names of cells mean nothing."""
+"""Make AnnData objects without names of cells, for steps that do not need them."""
 
 
 def anndata_without_names(n_obs: int, matrix=None, *, obs=None, **slots):
-    """Make an AnnData whose cells are named by their number.
+    """Make an AnnData whose cells are named by number.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Names that the config's ``annotations`` give to clusters, in pictures."""
+"""Name clusters as ``annotations`` in the config say."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""Clusterings of the cells, one for each resolution."""
+"""Cluster at each resolution, and name clusters by size."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

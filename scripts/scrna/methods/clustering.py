@@ -1,11 +1,11 @@
-"""Clusters of a neighbor graph: cuGraph's Leiden and Louvain on the GPU, igraph's on the CPU."""
+"""Cluster a neighbor graph with Leiden or Louvain: cuGraph on the GPU, igraph on the CPU."""
 
 import numpy as np
 
 from scrna.backend import load, to_host
 from scrna.data.unnamed import anndata_without_names
 
-#: Tries of which cuGraph's best clusters are taken, and the cells up to which there are so many.
+#: Number of runs of cuGraph of which the best is used, and the most cells for that.
 TRIES = 8
 TRIES_UP_TO = 50_000
 

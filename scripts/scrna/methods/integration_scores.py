@@ -1,10 +1,9 @@
-"""Scores of how well batches are mixed and labels kept in a representation, whatever the clusters.
+"""Score how well batches are mixed and labels kept in a representation, independent of clusters.
 
-They are those of the scIB benchmark (Luecken et al. 2022): shares of nearest neighbors, LISI
-(Korsunsky et al. 2019) and silhouettes, as harmonypy and scikit-learn compute them. Here all of
-them come from one pass over the distances: the cells' neighbors are found once, in blocks of cells
-by matrix products, and every score looks at them. scib-metrics has them all, but brings JAX along:
-several hundred MB and a compilation at each start.
+The scores of the scIB benchmark (Luecken et al. 2022): shares of nearest neighbors, LISI (Korsunsky
+et al. 2019) and silhouettes, with the values of harmonypy and scikit-learn. All come from one pass
+over the distances: neighbors are found once, in blocks of cells by matrix products. scib-metrics
+has the same scores but needs JAX, several hundred MB and a compilation at each start.
 """
 
 import math
@@ -15,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-#: Nearest cells that are looked at, the cell itself not among them: as in scanpy's graph.
+#: Number of nearest cells used, without the cell itself, as in scanpy's graph.
 N_NEIGHBORS = 15
 #: LISI's own default: the effective number of neighbors; it looks at three times as many.
 PERPLEXITY = 30
-_DEALS = 5  # times that batches are dealt out
+_DEALS = 5  # times that batches are assigned at random
 _BLOCK = 2**20  # distances of a block, 8 MB; a thread holds three times as much
 #: How LISI searches for a cell's kernel width, as harmonypy does.
 _TOLERANCE = 1e-5
@@ -27,10 +26,10 @@ _MOST_STEPS = 50
 
 
 class Surroundings(NamedTuple):
-    """What lies around each of n cells."""
+    """The neighborhood of each of n cells."""
 
     near: np.ndarray
-    """The nearest cells of each, the cell itself not among them, nearest first (n × k)."""
+    """The nearest cells of each cell, without the cell itself, nearest first (n × k)."""
     distances: np.ndarray
     """Their distances (n × k)."""
     sums: list[np.ndarray]

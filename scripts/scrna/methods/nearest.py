@@ -1,4 +1,4 @@
-"""Nearest neighbors of some cells, and the connected pieces of a graph."""
+"""Find exact nearest neighbors of some cells, and the connected pieces of a graph."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""t-SNE of any number of cells."""
+"""Compute t-SNE on the GPU or CPU."""
 
 import numpy as np
 
@@ -84,7 +84,7 @@ def run_tsne(
 def _near(representation: np.ndarray, n_neighbors: int) -> tuple:
     """Find the nearest neighbors of all cells, itself among a cell's, 99 % of them rightly.
 
-    cuML's t-SNE would search exactly: at 900,000 cells longer than a picture by FFT takes. As many
+    cuML's t-SNE would search exactly: at 900,000 cells longer than t-SNE by FFT takes. As many
     lists as rapids-singlecell makes for its neighbors.
 
     Returns

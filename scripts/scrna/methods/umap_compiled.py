@@ -1,6 +1,6 @@
-"""UMAP's library on the CPU, what numba compiles of it kept from one process to the next.
+"""Import UMAP on the CPU with numba's compiled code kept between processes.
 
-It uses both libraries' private parts, so that nothing but time is lost where they are not there.
+This uses private parts of both libraries; where they are missing, only time is lost.
 The first neighbors and UMAP of a process take 0.9 s of processor time, without this 10 to 12.
 """
 

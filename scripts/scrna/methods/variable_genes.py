@@ -1,4 +1,4 @@
-"""Variable genes that the backends find by different calls."""
+"""Highly variable genes where scanpy and rapids-singlecell have different calls."""
 
 from scrna.backend import load
 

@@ -1,4 +1,4 @@
-"""Pictures: one look for all, colours, and a function for each picture.
+"""Figures: a common style, colours, and a function for each figure.
 
 It may import the ground, `resources`, `config`, `data` and `methods`.
 """

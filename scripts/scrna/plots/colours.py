@@ -1,4 +1,4 @@
-"""Colours of groups of cells: distinct for up to 60 of them, for colour-blind readers too.
+"""Colours of groups of cells: distinct for up to 60 groups, also for colour-blind readers.
 
 The first six are those of Okabe and Ito (2008) that show on white. Each further one has the largest
 least distance to those before it, for readers with normal sight and with the three colour vision
@@ -15,11 +15,11 @@ PALETTE = """
     #692dd2 #3cd21e #0000ff #b4695a #d2a5d2 #e1d296 #781e78 #b44be1 #2d00d2 #005a96
     #ff96ff #c3c35a #690f3c #c3d2e1 #c35a87 #69a5b4 #ffa596 #78a55a #871e00 #f08796
 """.split()
-#: How many colours are distinct; more groups than that take them again.
+#: Number of distinct colours; with more groups they repeat.
 N_COLOURS = len(PALETTE)
 MISSING = "#d9d9d9"
 INK = "#222222"
-#: Two kinds of cells or genes: those that stay or matter, and those that go.
+#: Colours of kept or selected cells and genes, and of the others.
 KEPT, REMOVED = "#0072b2", "#d55e00"
 
 

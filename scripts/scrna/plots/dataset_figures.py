@@ -1,6 +1,6 @@
-"""The pictures of a dataset: each function draws one, from tables of cells or genes.
+"""Figures of a dataset: each function draws one, from tables of cells or genes.
 
-What the axes show, and n, is said in the picture.
+Axes are labelled, and the number of cells or genes is in the title.
 """
 
 from collections.abc import Mapping
@@ -30,8 +30,8 @@ from scrna.plots.style import (
 
 #: qc column → its name on an axis, and whether that is logarithmic.
 QC = {
-    "total_counts": ("counts of a cell", True),
-    "n_genes_by_counts": ("genes of a cell", True),
+    "total_counts": ("counts per cell", True),
+    "n_genes_by_counts": ("genes per cell", True),
     "pct_counts_mt": ("mitochondrial counts (%)", False),
     "pct_counts_ribo": ("ribosomal counts (%)", False),
 }
@@ -48,10 +48,10 @@ BOUNDS = {
 VIOLIN_CELLS = 10_000
 MOST_BATCHES = 40
 FEWEST_FOR_SHAPE = 3
-#: Cells of a heat map up to which each carries its number.
+#: Most fields of a heat map that are labelled with their numbers.
 MOST_NUMBERS = 300
 MISSING_NAME = "missing"
-#: Inches of a panel with an embedding.
+#: Size of a panel with an embedding, in inches.
 EMBEDDING = (5, 4)
 
 
@@ -100,7 +100,7 @@ def qc_violins(qc: pd.DataFrame, batch: pd.Categorical | None, table: pd.DataFra
         ax.set_ylabel(label)
         ax.set_xticks(range(len(names)), named, rotation=0 if fits else 90)
     more = f"; the {len(names)} largest of {len(sizes)} batches" if len(sizes) > len(names) else ""
-    figure.suptitle(f"Quality of {len(qc):,} cells before the filter{more}")
+    figure.suptitle(f"Quality of {len(qc):,} cells before filtering{more}")
     return figure
 
 
@@ -121,7 +121,7 @@ def _violin(ax, place: int, values: np.ndarray, rng) -> None:
 
 
 def qc_scatter(qc: pd.DataFrame, keep: np.ndarray, table: pd.DataFrame) -> Figure:
-    """Draw counts against genes and against pct_mt, kept and removed cells told apart."""
+    """Draw counts against genes and against pct_mt, for kept and removed cells."""
     figure, axes = panels(1, 2, (5, 4.2))
     kinds = pd.Categorical.from_codes((~keep).astype(int), ["kept", "removed"])
     x = log10p1(qc["total_counts"])
@@ -142,12 +142,12 @@ def qc_scatter(qc: pd.DataFrame, keep: np.ndarray, table: pd.DataFrame) -> Figur
         ax.set(xlabel=QC["total_counts"][0], ylabel=label)
     counts = {f"kept ({keep.sum():,})": KEPT, f"removed ({(~keep).sum():,})": REMOVED}
     legend(axes[0, 1], counts, "")
-    figure.suptitle(f"{len(qc):,} cells; dashed: the filter's bounds")
+    figure.suptitle(f"{len(qc):,} cells; dashed: bounds of the filter")
     return figure
 
 
 def filter_bars(table: pd.DataFrame) -> Figure:
-    """Draw how many cells each bound of the filter removed, and by itself alone."""
+    """Draw how many cells each bound of the filter removed, in all and alone."""
     rows = table[~table["criterion"].isin(["all", "kept", "min_cells"])]
     ends = table.set_index("criterion")
     figure, axes = panels(1, 1, (6.5, 1.6 + 0.35 * len(rows)))
@@ -172,7 +172,7 @@ def filter_bars(table: pd.DataFrame) -> Figure:
 
 
 def hvg_dispersion(var: Mapping[str, np.ndarray], flavor: str) -> Figure:
-    """Draw each gene's mean against its variability, the highly variable ones told apart.
+    """Draw mean and variability of each gene, with highly variable genes highlighted.
 
     Parameters
     ----------
@@ -218,7 +218,7 @@ def pca_variance(ratio: np.ndarray, n_obs: int) -> Figure:
     at = elbow(ratio)
     for ax, values, label in (
         (axes[0, 0], 100 * ratio, "variance explained (%)"),
-        (axes[0, 1], 100 * np.cumsum(ratio), "variance explained, cumulated (%)"),
+        (axes[0, 1], 100 * np.cumsum(ratio), "cumulative variance explained (%)"),
     ):
         ax.plot(place, values, "o-", color=KEPT, markersize=3, linewidth=1)
         ax.axvline(at, color=REMOVED, linestyle="--", linewidth=1)
@@ -249,7 +249,7 @@ def embedding(
     groups: Mapping[str, pd.Categorical],
     values: Mapping[str, np.ndarray],
 ) -> Figure:
-    """Draw an embedding by clusters, groups and values: a row each, a column a representation.
+    """Draw an embedding by clusters, groups and values: one per row, representations in columns.
 
     Parameters
     ----------
@@ -292,7 +292,7 @@ def embedding(
 def cluster_table(
     clusters: Mapping[str, pd.Categorical], of: pd.Categorical, column: str
 ) -> Figure:
-    """Draw what share of each cluster's cells is of each group, as a heat map a representation.
+    """Draw the composition of each cluster by group, as a heat map per representation.
 
     The first row, of all cells, is what a cluster would have where groups are evenly mixed. Cells
     without a group count as ``missing``.
@@ -334,7 +334,7 @@ def trajectory(
     *,
     least: float = 0.05,
 ) -> Figure:
-    """Draw PAGA over an embedding, and pseudotime on it and on the diffusion map, where there is.
+    """Draw PAGA over an embedding, and pseudotime, if any, on it and on the diffusion map.
 
     Parameters
     ----------
@@ -376,7 +376,7 @@ def trajectory(
 
 
 def _paga(ax, xy: np.ndarray, clusters: pd.Categorical, links: np.ndarray, least: float) -> None:
-    """Draw how clusters are linked over their cells, all grey."""
+    """Draw the links between clusters over their cells, all grey."""
     points_by_group(ax, xy, pd.Categorical.from_codes(np.full(len(xy), -1), []))
     sizes = np.bincount(clusters.codes, minlength=len(clusters.categories))
     middles = np.array([np.median(xy[clusters.codes == i], axis=0) for i in range(len(sizes))])

@@ -1,7 +1,7 @@
-"""Pictures of the expression of genes: dot plot, heat map, embedding.
+"""Figures of gene expression: dot plot, heat map, embedding.
 
-Dot plot and heat map have a field of one size for each group and gene, whatever their number, and
-names beside them; so they are as large as what they show.
+Dot plot and heat map have a field of fixed size for each group and gene, so that the figure grows
+with their number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,16 +16,16 @@ from matplotlib.figure import Figure
 from scrna.plots.colours import INK, MISSING
 from scrna.plots.style import CHARACTER, HEAT_MAP, panels, points_by_value, shortened, without_ticks
 
-#: Inches of a field.
+#: Size of a field in inches.
 FIELD = 0.22
 #: From grey, no expression, to dark, for readers with any colour vision.
 EXPRESSION = LinearSegmentedColormap.from_list(
     "expression", [MISSING, "#fcae91", "#ef3b2c", "#67000d"]
 )
 MEAN = "mean expression in the group\nln(1 + normalised counts)"
-#: Panels beside each other in the picture of an embedding.
+#: Panels per row in the figure of an embedding.
 _COLUMNS = 4
-_LARGEST = 0.92  # of a field, the diameter of the largest dot
+_LARGEST = 0.92  # diameter of the largest dot, as a share of a field
 
 
 class GroupMeans(NamedTuple):
@@ -71,7 +71,7 @@ def dotplot(of: GroupMeans, title: str) -> Figure:
     _dots(ax, np.full(5, x + 0.5), y, shares / most).set(facecolor="#9a9a9a", clip_on=False)
     for place, share in zip(y, shares, strict=True):
         ax.text(x + 1.4, place, f"{100 * share:g}", va="center", fontsize=7)
-    ax.text(x, 5.0, "cells that have it (%)", fontsize=7)
+    ax.text(x, 5.0, "cells expressing it (%)", fontsize=7)
     return figure
 
 

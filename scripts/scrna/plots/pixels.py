@@ -1,9 +1,8 @@
-"""Clouds of many points as images: what lies in each small square is counted and averaged.
+"""Draw scatter plots of many points as images: points are counted and averaged in small squares.
 
-A picture of a million marks takes long to draw and shows those that happen to lie on top. The
-squares are as large as a mark, so that a single cell is seen; where several lie, the colours are
-averaged. It takes a few passes of NumPy over the points, whatever their number; libraries for it
-compile for seconds in each process, longer than the picture takes.
+A figure with a million markers takes long to draw and shows only those on top. The squares are as
+large as a marker, so that a single cell is visible; colours of several points are averaged. This
+takes a few passes of NumPy; libraries for it compile for seconds in each process.
 """
 
 import numpy as np
@@ -12,11 +11,11 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_rgb
 from matplotlib.image import AxesImage
 
-#: Squares an inch.
+#: Squares per inch.
 PER_INCH = 100
 #: Opacity of a square with one point; it grows with the logarithm of their number.
 _FAINTEST = 0.65
-#: Id of the images, by which `scrna.plots.style` tells a cloud from a heat map.
+#: Id of the images, by which `scrna.plots.style` distinguishes a scatter plot from a heat map.
 CLOUD = "cloud of points"
 
 

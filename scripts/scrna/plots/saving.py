@@ -1,4 +1,4 @@
-"""Pictures written to files: a folder of them, with a list of what belongs there."""
+"""Save figures to a folder, with a list of the files that belong to it."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,14 +18,14 @@ from scrna.progress import Progress
 
 
 def save_folder(out: Path, pictures: Iterable[tuple[str, Drawing]], **how) -> None:
-    """Write pictures as they are drawn into a folder that is whole or not there.
+    """Write figures as they are drawn into a folder that is complete or does not exist.
 
     Parameters
     ----------
     out
-        The folder; one that is there is replaced. It has a list of its files, by which a missing
-        one is noticed (`scrna.file_list`). Pictures that could not be drawn are in its `NOT_DRAWN`,
-        with the reason of each.
+        The folder; an existing one is replaced. It has a list of its files, by which a missing
+        one is noticed (`scrna.file_list`). `NOT_DRAWN` lists figures that could not be drawn, with
+        the reason.
     pictures, **how
         As `save_all` takes them.
     """
@@ -35,7 +35,7 @@ def save_folder(out: Path, pictures: Iterable[tuple[str, Drawing]], **how) -> No
             (folder / NOT_DRAWN).write_text(json.dumps(failed, ensure_ascii=False) + "\n")
         write_list(folder)
         names = sorted(file.stem for file in folder.glob("*.png"))
-    log.info("%d pictures in %s: %s", len(names), out, ", ".join(names))
+    log.info("%d figures in %s: %s", len(names), out, ", ".join(names))
 
 
 def save_all(
@@ -46,48 +46,48 @@ def save_all(
     formats: Sequence[str],
     made: Mapping[str, Any],
 ) -> dict[str, str]:
-    """Write pictures into a folder, which must be there, as they are drawn.
+    """Write figures into an existing folder as they are drawn.
 
     Parameters
     ----------
     out
         The folder.
     pictures
-        Name of each, and its figure or a function that draws it; they are drawn in the one look
-        of all. One that cannot be drawn is left out, with a warning.
+        Name of each, and its figure or a function that draws it; all are drawn in one
+        style. A figure that cannot be drawn is left out, with a warning.
     dpi
-        Dots an inch of PNG files.
+        Dots per inch of PNG files.
     formats
-        ``png``, and ``svg`` for the pictures that are small as such: without a cloud of points, and
+        ``png``, and ``svg`` for figures that are small as SVG: without a scatter plot, and
         up to `MOST_SVG_BYTES`.
     made
         The provenance, which the files carry.
 
     Returns
     -------
-    Name of each picture that could not be drawn → the reason.
+    Name of each figure that could not be drawn → the reason.
     """
     text, failed = json.dumps(made), {}
-    progress = Progress("figures", total=None, unit="pictures")
+    progress = Progress("drawing", total=None, unit="figures")
     with rc_context(STYLE), progress:
         for name, picture in pictures:
             try:
                 figure = picture() if callable(picture) else picture
                 _save(figure, out / name, dpi, formats, text)
-            except (OSError, MemoryError):  # of the machine, not of this picture
+            except (OSError, MemoryError):  # of the machine, not of this figure
                 raise
             except Exception as error:
                 failed[name] = f"{type(error).__name__}: {error}"
                 for kind in formats:
                     (out / f"{name}.{kind}").unlink(missing_ok=True)
-                log.warning("the picture %s is left out, it cannot be drawn: %s", name, error)
-                log.info("the traceback, for whoever mends it", exc_info=error)
+                log.warning("the figure %s could not be drawn and is left out: %s", name, error)
+                log.info("the traceback, for developers", exc_info=error)
             progress.update(1)
     return failed
 
 
 def _save(figure: Figure, path: Path, dpi: int, formats: Sequence[str], text: str) -> None:
-    """Write a picture's files; `path` has no suffix."""
+    """Write the files of a figure; `path` has no suffix."""
     # a figure that lays itself out is as large as it says, another as what it shows
     box = None if figure.get_layout_engine() else "tight"
     if "png" in formats:

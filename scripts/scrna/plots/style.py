@@ -1,7 +1,7 @@
-"""What all pictures share: one look, points by the thousand or the million, legends, axes.
+"""The common style of figures: fonts, points, legends, axes, and saving to files.
 
-Pictures are made of `matplotlib.figure.Figure` without pyplot, which keeps no state of its own and
-needs no display.
+Figures are `matplotlib.figure.Figure` objects without pyplot, so that there is no global state and
+no display is needed.
 """
 
 import re
@@ -21,20 +21,20 @@ from scrna.plots.pixels import Squares
 
 #: Points up to which each is drawn by itself; more are counted in squares (`scrna.plots.pixels`).
 MOST_DRAWN = 100_000
-#: Entries of a legend; the groups beyond are told in its last line.
+#: Entries of a legend; its last line says how many groups are left out.
 MOST_NAMED = 60
 SEQUENTIAL = "viridis"
 #: Characters of a name that are shown, and the inches that one takes, at most.
 LONGEST = 32
 CHARACTER = 0.075
-#: An SVG file that is larger goes again.
+#: A larger SVG file is removed again.
 MOST_SVG_BYTES = 2_000_000
 _LINE = 0.14  # inches
-#: Each number a field with sharp edges, in SVG too.
+#: Draw an image as fields with sharp edges, also in SVG.
 HEAT_MAP = {"aspect": "auto", "interpolation": "none"}
-#: Beside the pictures: JSON, the reason of each that could not be drawn.
+#: JSON file beside the figures: why a figure could not be drawn.
 NOT_DRAWN = "not_drawn.json"
-#: A picture, or what draws it.
+#: A figure, or a function that draws it.
 Drawing = Figure | Callable[[], Figure]
 STYLE = {
     "font.size": 9,
@@ -52,12 +52,12 @@ STYLE = {
     "figure.constrained_layout.w_pad": 0.08,
     "text.parse_math": False,  # names of genes and groups may have a $
     "svg.fonttype": "none",  # text that stays text, to be edited
-    "svg.hashsalt": "scrna",  # the same file for the same picture
+    "svg.hashsalt": "scrna",  # the same file for the same figure
 }
 
 
 def as_groups(column):
-    """Take a column of obs as groups, in the order of their names."""
+    """Convert a column of obs to groups, in the order of their names."""
     text = pd.Series(column).astype("str").where(pd.notna(column))
     return pd.Categorical(text, categories=sorted(text.dropna().unique(), key=by_number))
 
@@ -69,7 +69,7 @@ def panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, 
 
 
 def in_random_order(n: int) -> np.ndarray:
-    """Order points so that no group of cells lies on top of another; the same in each run."""
+    """Shuffle points so that no group of cells hides another; the same in each run."""
     return np.random.default_rng(0).permutation(n)
 
 
@@ -270,7 +270,7 @@ def _columns(n: int) -> int:
 
 
 def without_ticks(ax: Axes, name: str, axes: Sequence[int] = (1, 2)) -> None:
-    """Name the axes of an embedding, whose units mean nothing."""
+    """Label the axes of an embedding, without ticks, since their units mean nothing."""
     ax.set(xlabel=f"{name} {axes[0]}", ylabel=f"{name} {axes[1]}", xticks=[], yticks=[])
 
 
@@ -291,7 +291,7 @@ class _LogLocator(Locator):
 
 
 def log10p1(values: np.ndarray | float) -> np.ndarray:
-    """Take log10(1 + x), which keeps the zeros of empty droplets."""
+    """Compute log10(1 + x), which keeps the zeros of empty droplets."""
     return np.log10(1 + np.asarray(values, dtype=float))
 
 

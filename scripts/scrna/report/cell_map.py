@@ -112,7 +112,7 @@ def cell_map(
 
 
 def sample(n: int, max_cells: int, seed: int) -> np.ndarray:
-    """Draw `max_cells` of n cells, each with the same chance: sorted indices, int64."""
+    """Sample `max_cells` of n cells at random: sorted indices, int64."""
     if n <= max_cells:
         return np.arange(n)
     return np.sort(np.random.default_rng(seed).choice(n, max_cells, replace=False))
@@ -226,7 +226,7 @@ def _check_length(name: str, found: int, expected: int) -> None:
 
 
 def _fragment(data: dict) -> str:
-    """Put the parts together."""
+    """Assemble the HTML."""
     # within <script>, "<" is the one character that can end it or hide what follows
     packed = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     plotly = _compressed(files("plotly").joinpath("package_data/plotly.min.js").read_bytes())

@@ -146,7 +146,7 @@ def numbers(results: Results, usages: Sequence[Usage]) -> list[Number]:
         found.append(Number(of, f"{n_clusters:,}", f"Leiden, resolution {first:g}"))
     if usages:
         total = sum(usage.seconds for usage in usages)
-        found.append(Number("total time of steps", short_duration(total), _devices(usages)))
+        found.append(Number("total time", short_duration(total), _devices(usages)))
     return found
 
 

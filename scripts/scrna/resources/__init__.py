@@ -1,4 +1,4 @@
-"""What a machine has and a step needs: GPUs, memory, the plan, kept matrices, locks.
+"""GPUs, memory, what a step needs, the plan, kept matrices, locks.
 
-It may import the ground alone.
+It may import only the ground.
 """

@@ -1,4 +1,4 @@
-"""A step and the memory that there is: in memory or in blocks, decided when it starts."""
+"""Decide when a step starts whether it works in memory or in blocks, and wait for GPU memory."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

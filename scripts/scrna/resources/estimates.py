@@ -1,8 +1,8 @@
-"""How much memory a step needs, from the sizes of the matrix that it works on.
+"""Estimate how much memory a step needs, from the sizes of its matrix.
 
-The estimates are bounds from above, held against the peaks measured on an H200
-(``docs/measurements.md``), for the device on which the step computes: the GPU's memory, or the
-host's. What they leave out, a CUDA context among it, is what the config's headroom is for.
+The estimates are upper bounds, compared in tests with the peaks measured on an H200
+(``docs/measurements.md``), for the memory of the device that computes: GPU or host. What they leave
+out, such as a CUDA context, is covered by ``memory.headroom_gb``.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from scrna.steps import BLOCK_STEPS, MATRIX_STEPS
 
 #: Non-zeros that a block of cells holds at most, unless one cell alone holds more.
 BLOCK_NNZ = 2**24
-#: CuPy numbers the non-zeros of a sparse matrix with 32 bits.
+#: Most non-zeros of a sparse matrix in CuPy, which indexes them with 32 bits.
 GPU_MAX_NNZ = 2**31 - 1
 #: Bytes on the device for each non-zero of a block that is worked on: the counts as read, as
 #: float32, and cut to cells and genes.
@@ -27,9 +27,9 @@ HVG_SHARE = 0.6
 _PROCESS_MB = 2000
 #: Bytes of the work space that the libraries take whatever the size.
 _BASE = 2**28
-#: Groups that markers are sought for, where the number is not known.
+#: Number of groups that markers are computed for, where it is not known.
 _GROUPS = 25
-#: Cells of a block with the fewest non-zeros a cell that is reckoned with (1,000).
+#: Cells of a block, if cells have at least 1,000 non-zeros.
 _BLOCK_CELLS = BLOCK_NNZ // 1000
 
 

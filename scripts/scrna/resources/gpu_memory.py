@@ -1,4 +1,4 @@
-"""How much memory a GPU has, waits for it and its peak."""
+"""Read how much memory a GPU has free, wait for it, and record the peak."""
 
 import sys
 import threading

@@ -1,4 +1,4 @@
-"""The memory that a process allocates on its GPU."""
+"""Set up how a process allocates memory on its GPU (RMM)."""
 
 import ctypes
 from contextlib import suppress

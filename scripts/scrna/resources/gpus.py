@@ -1,7 +1,7 @@
-"""What this machine offers: its GPUs, their memory and the host's.
+"""Find the GPUs of this machine and their memory.
 
-NVML and /proc answer in milliseconds and start no CUDA context, so the Snakefile may ask before
-the DAG is built.
+NVML and /proc answer in milliseconds and start no CUDA context, so that the Snakefile can ask
+before the DAG is built.
 """
 
 import importlib.util
@@ -117,14 +117,14 @@ def resolve_backend(asked: str) -> tuple[str, str]:
         message = f"backend: {asked!r} is unknown; choose auto, gpu or cpu"
         raise UserError(message)
     found, problem = _look()
-    advice = "Put that right, run on another machine"
+    advice = "Fix that, run on another machine"
     if problem is None and importlib.util.find_spec("rapids_singlecell") is None:
         problem = f"rapids-singlecell is not installed for the {found[0].name}"
         advice = "Run `make` on this machine, which installs envs/gpu.txt where it finds a GPU"
     if problem is None:
         return "gpu", f"backend: gpu ({found[0].name}, {_memory_in_words(found[0])})"
     if asked == "gpu":
-        message = f"backend: gpu cannot be had: {problem}. {advice}, or set backend: cpu"
+        message = f"backend: gpu is not possible: {problem}. {advice}, or set backend: cpu"
         raise UserError(message)
     return "cpu", f"backend: cpu ({problem})"
 
@@ -148,7 +148,7 @@ def remember() -> None:
 
 
 def _look() -> tuple[list[Gpu], str | None]:
-    """Ask NVML for the visible GPUs, and for what keeps RAPIDS from using the first."""
+    """Ask NVML for the visible GPUs, and why RAPIDS could not use the first."""
     if _known is not None:
         return _known
     try:

@@ -1,4 +1,4 @@
-"""The host's memory: what the kernel says of it, and what the cgroups around a process leave."""
+"""Read how much host memory is free, within the limits of the kernel and of cgroups."""
 
 import ctypes
 import os
@@ -54,7 +54,7 @@ def host_memory(*, proc: Path = PROC, cgroups: Path = CGROUPS) -> Memory:
 
 
 def give_back_freed() -> None:
-    """Let the C library give freed memory back; glibc keeps 0.4 GB of it in 2 G non-zeros."""
+    """Return freed memory to the system; glibc keeps 0.4 GB of it with 2 G non-zeros."""
     with suppress(AttributeError, OSError):  # another C library than glibc
         ctypes.CDLL(None).malloc_trim(0)
 

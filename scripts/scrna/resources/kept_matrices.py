@@ -1,8 +1,8 @@
-"""The log-normalised matrix of the kept cells, kept in a warm worker from one step to the next.
+"""Keep the log-normalised matrix of the kept cells in a worker, from one step to the next.
 
-Its key is made of the digests of the files that it comes from, so that another mask or factor is
-another matrix and nothing stale is ever used. Files stay the only truth: a process that keeps
-nothing reads the same. What was used longest ago goes first where a step needs the memory.
+Its key are the digests of the files that it was read from, so that an outdated matrix is never
+used. A process that keeps nothing reads the same values from the files. If a step needs the memory,
+the matrix that was used longest ago is dropped first.
 """
 
 from collections import OrderedDict
@@ -13,7 +13,7 @@ from scrna.log import log
 
 
 class Kept(NamedTuple):
-    """A matrix as row blocks, one alone where it is in memory as a whole."""
+    """A matrix as row blocks, or as a single one."""
 
     blocks: Sequence[Any]
     nbytes: int
@@ -41,7 +41,7 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Keep none, and drop those that are there."""
+    """Stop keeping matrices, and drop all."""
     global _is_on
     _is_on = False
     _kept.clear()

@@ -1,7 +1,7 @@
 """Locks between runs: one GPU job at a time on a machine, one run at a time in a directory.
 
-The kernel holds a lock (flock) and drops it when its process ends, however that ends. The text in
-the lock's file only tells others who holds it.
+The kernel holds a lock (flock) and releases it when the process ends, however it ends. The text in
+the file of a lock only names the holder.
 """
 
 import errno
@@ -22,8 +22,8 @@ from scrna.processes import process_start
 from scrna.progress import duration
 
 _POLL = 0.1  # seconds between tries
-_REMIND = 60.0  # seconds between a waiter's lines
-_PATIENCE = 1.0  # seconds that a holder has to write who it is before the first line
+_REMIND = 60.0  # seconds between lines of a waiting process
+_PATIENCE = 1.0  # seconds to wait for the name of the holder before the first line
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 _held: set[int] = set()
@@ -39,7 +39,7 @@ os.register_at_fork(after_in_child=_close_in_child)
 
 
 class Lock:
-    """A lock of one process's on a file; also a context manager that releases it.
+    """A lock that a process holds on a file; also a context manager that releases it.
 
     It lasts until `release` or the process's end, whatever becomes of this object. Children do
     not inherit it: neither started programs nor forks by `os.fork`. It is not reentrant.
@@ -58,7 +58,7 @@ class Lock:
         self._fd: int | None = None
 
     def try_acquire(self, what: str) -> bool:
-        """Take the lock if it is free, and write who took it.
+        """Acquire the lock if it is free, and write the holder into the file.
 
         Parameters
         ----------
@@ -236,7 +236,7 @@ def directory_lock(path: Path | str) -> Lock:
         raise UserError(message) from error
     if not is_ours:
         message = (
-            f"another run works in {path}: {lock.holder() or 'a process that left no name'}. "
+            f"another run works in {path}: {lock.holder() or 'an unknown process'}. "
             "Wait until it ends or stop it: two runs would overwrite each other's results"
         )
         raise UserError(message)
@@ -256,7 +256,7 @@ def _wait(lock: Lock, who: str, thing: str) -> None:
         holder = lock.holder()
         if now >= next_line and (holder or now - start > _PATIENCE):
             next_line, has_logged = now + _REMIND, True
-            holder = holder or "a process that left no name"
+            holder = holder or "an unknown process"
             log.info("%s is in use by %s; waiting for it", thing, holder)
         time.sleep(_POLL)
     if has_logged:

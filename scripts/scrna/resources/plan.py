@@ -1,9 +1,9 @@
-"""In memory or in blocks: decided by a step's sizes and the memory that there is.
+"""Plan whether a step works in memory or in blocks, from its sizes and the memory there is.
 
-The results are the same either way, so the choice is no parameter of a rule and nothing runs again
-for it. `scrna.workflow.session.plan_lines` makes it from ``counts.json`` before the run, to say it
-and to refuse in time what cannot be done; the step itself makes it again (`decide`) when it knows
-what the filter left, and keeps it in its provenance.
+The results are the same, so the choice is not a parameter of a rule and nothing runs again because
+of it. Before a run, `scrna.workflow.session.plan_lines` plans from ``counts.json``, to show the
+plan and to refuse early what cannot be done. The step decides again (`decide`) when it knows what
+the filter kept, and records the choice in its provenance.
 """
 
 from collections.abc import Iterator, Mapping

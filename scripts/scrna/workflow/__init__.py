@@ -1,4 +1,4 @@
-"""What the rules and the Snakefile call: a rule of a script, the start and the end of a run.
+"""Functions that the rules and the Snakefile call: scripts of rules, start and end of a run.
 
 It may import everything; nothing else imports it.
 """

@@ -1,4 +1,4 @@
-"""What a run decides once: its jobs, on other machines maybe, go by that."""
+"""Decisions of the main process, passed to jobs, perhaps on other machines, by the environment."""
 
 import os
 from collections.abc import Callable

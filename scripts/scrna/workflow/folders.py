@@ -1,4 +1,4 @@
-"""The folders that a run writes to: looked at before it begins."""
+"""Check before a run that its folders can be written to."""
 
 import os
 import pwd

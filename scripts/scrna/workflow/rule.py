@@ -1,7 +1,7 @@
-"""A rule's own process: what Snakemake asks of it, its log, and how it ends.
+"""The process of a rule: call the step or hand it to a worker, write its log, and end.
 
-Nothing here imports more than the standard library: where a warm worker does the step, this process
-is there to ask for it and to wait, and has nothing else to import.
+This module imports only the standard library: if a worker does the step, this process only asks and
+waits, and should start quickly.
 """
 
 import inspect
@@ -111,7 +111,7 @@ def ending() -> Iterator[None]:
 
 
 def finish(job: Mapping[str, Any], ended: Mapping[str, Any]) -> None:
-    """Keep what the step took.
+    """Record time and memory of the step.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def finish(job: Mapping[str, Any], ended: Mapping[str, Any]) -> None:
         parts[parts.index("logs")] = "benchmarks"
         with replacing(Path(*parts).with_suffix(".memory.json")) as temporary:
             temporary.write_text(json.dumps(facts) + "\n")
-    turn = f", {waited:.1f} s of it until the worker had time" if waited else ""
+    turn = f", {waited:.1f} s of it waiting for the worker" if waited else ""
     log.info("%.1f s since the process started%s", _seconds_alive(), turn)
 
 

@@ -1,7 +1,8 @@
-"""What a run says at its end: which steps failed, of what, what to do, and what the others took.
+"""The end of a run: which steps failed, why, what to do, and what the others took.
 
-`failure` finds the likeliest cause in a failed step's own log and Snakemake's, `failure_lines` says
-it in words. An error that the user can mend (`scrna.errors.UserError`) says all of that itself.
+`failure` finds the most likely cause in the log of a failed step and in that of Snakemake,
+`failure_lines` describes it. An error that the user can fix (`scrna.errors.UserError`) says all
+this itself.
 """
 
 import re
@@ -16,7 +17,7 @@ from scrna.workflow.snakemake_internals import how_it_ended
 #: Lines of a log that are shown where it has no error.
 _LAST_LINES = 5
 _RECORD = re.compile(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ([A-Z]+) ", re.MULTILINE)
-_TRACEBACK = "the traceback, for whoever mends it"
+_TRACEBACK = "the traceback, for developers"
 
 #: What an error's text tells of its cause: the first that is found in it counts. A full GPU also
 #: raises std::bad_alloc, and a driver that is missing may say that memory could not be had.
@@ -114,8 +115,8 @@ def advice(cause: str, rule: str) -> str:
     if rule in MATRIX_STEPS:
         more = "set execution: blocks, or raise memory.headroom_gb"
     known = {
-        "killed": "Most likely the computer ran out of memory, and the system ended this step "
-        f"without a word. {_LESS_MEMORY}. If that is not enough, {more}, or take a machine with "
+        "killed": "Most likely the computer ran out of memory, and the system killed this step. "
+        f"{_LESS_MEMORY}. If that is not enough, {more}, or take a machine with "
         "more memory; under SLURM give the job more (--set-resources mem_mb)",
         "memory": f"The computer ran out of memory. {_LESS_MEMORY}. If that is not enough, {more}, "
         "or take a machine with more memory",
@@ -126,22 +127,22 @@ def advice(cause: str, rule: str) -> str:
         f"{_LESS_MEMORY}. If that is not enough, "
         f"{more}; worker: none runs each step in a process of its own",
         "no GPU": "The GPU cannot be used: there is none here, or its driver is missing or too old "
-        "(nvidia-smi tells). Put that right, or set backend: cpu",
+        "(see nvidia-smi). Fix that, or set backend: cpu",
         "disk": "The disk is full. Make room where results/, resources/ and the temporary folder "
         "($TMPDIR, else /tmp) lie: df -h . /tmp shows how much is free",
         "file size": "A file grew larger than is allowed here: ulimit -f shows the shell's limit, "
         "and some file systems have one of their own. Raise it, or work in another folder",
         "rights": "A file or folder may not be read or written by you: ls -l shows whose it is. "
-        "Get the right to it, or work in a folder of your own",
+        "Get permission for it, or work in a folder of your own",
         "threads": "The system lets you start no more threads. End other programs of yours, run "
         "one step at a time (--cores 1), or raise the limit (ulimit -u and -v; a container has its "
         "own)",
-        "time": "The cluster ended this step because its time was over. Give it more minutes "
-        "(--set-resources runtime)",
+        "time": "The cluster ended this step because its time limit was reached. Give it more "
+        "minutes (--set-resources runtime)",
         "crashed": "A library or the GPU's driver crashed. Run the same command again. If it "
         f"crashes again, suspect the memory first. {_LESS_MEMORY}",
-        "unknown": "This is none of the errors that the workflow knows. If it comes again, report "
-        "it with the log, which has the details",
+        "unknown": "The workflow does not know this error. If it comes again, report it with the "
+        "log, which has the details",
     }
     return known.get(cause, "")
 
@@ -184,12 +185,12 @@ def failure_lines(
         if len(waiting) > 5:
             shown = f"{len(waiting):,} steps: {shown} …"
         lines += ["", f"Left to do: {shown}."] if waiting else [""]
-        lines += ["What is done stays. With this put right, the same command goes on from there."]
+        lines += ["Finished results are kept. Fix this and run the same command again to continue."]
     return lines
 
 
 def usage_lines(finished: Iterable[Job]) -> list[str]:
-    """Lay out what the finished steps of this run took.
+    """Format time and memory of the finished steps of this run.
 
     Parameters
     ----------
@@ -221,5 +222,5 @@ def _errors(text: str) -> list[str]:
 
 
 def _first(signs: dict[str, str], text: str) -> str | None:
-    """Name the first cause whose sign is in a text."""
+    """Return the first cause whose pattern is in a text."""
     return next((cause for cause, sign in signs.items() if re.search(sign, text)), None)

@@ -186,12 +186,12 @@ def test_a_run_that_names_its_datasets_asks_for_no_gpu(config):
         (
             "markers: {method: wilcoxon_binned}",
             {},
-            "markers.method wilcoxon_binned is the GPU's; on the CPU take wilcoxon",
+            "markers.method wilcoxon_binned needs the GPU; on the CPU use wilcoxon",
         ),
         (
             "execution: blocks\nmarkers: {method: wilcoxon_binned}",
             {},
-            "markers.method wilcoxon_binned is the GPU's; on the CPU take t-test",
+            "markers.method wilcoxon_binned needs the GPU; on the CPU use t-test",
         ),
         (
             "execution: blocks",
@@ -214,17 +214,17 @@ def test_a_run_that_names_its_datasets_asks_for_no_gpu(config):
         (
             "harmony: {flavor: harmony1}",
             {"batch_key": "b"},
-            "harmony.flavor harmony1 is the GPU's; on the CPU take harmony2",
+            "harmony.flavor harmony1 needs the GPU; on the CPU use harmony2",
         ),
         (
             "tsne: {method: fft}",
             {},
-            "tsne.method fft is the GPU's; on the CPU take auto",
+            "tsne.method fft needs the GPU; on the CPU use auto",
         ),
         (
             "neighbors: {algorithm: nn_descent}",
             {},
-            "neighbors.algorithm nn_descent is the GPU's; on the CPU take auto",
+            "neighbors.algorithm nn_descent needs the GPU; on the CPU use auto",
         ),
         (
             "harmony: {ridge_lambda: 1}",
@@ -255,7 +255,7 @@ def test_a_run_that_names_its_datasets_asks_for_no_gpu(config):
             "pca.solver covariance_eigh does not do zero_center false on the CPU; there are auto, "
             "arpack, randomized",
         ),
-        ("qc: {ribo: '^RP['}", {}, "qc.ribo is '^RP[', which is no regular expression: "),
+        ("qc: {ribo: '^RP['}", {}, "qc.ribo is '^RP[', which is not a valid regular expression: "),
         (
             "markers: {groupby: louvain}",
             {},
@@ -337,7 +337,9 @@ def test_what_blocks_cannot_do_is_told_of_the_gpu_too():
 
 def test_a_search_without_the_metric_is_refused():
     (said,) = complaints("neighbors: {algorithm: cagra, metric: cosine}", backend="gpu")
-    assert "neighbors.algorithm cagra does not do metric cosine; take auto or nn_descent" in said
+    assert (
+        "neighbors.algorithm cagra does not support metric cosine; use auto or nn_descent" in said
+    )
 
 
 def test_harmony_is_not_looked_at_without_batches():
@@ -434,18 +436,18 @@ CLUSTERINGS = {
     "leiden: {resolution: [0.6, 0.6000001, 1]}": "leiden.resolution has 0.6 and 0.6000001, which "
     "both make leiden_0.6",
     "louvain: {resolution: [1, 1.0000001]}": "louvain.resolution has 1 and 1.0000001",
-    "annotations: {leiden: {B: B cells}}": "annotations.leiden names 'B', which no cluster can be",
-    "annotations: {leiden: {'01': B cells}}": "annotations.leiden names '01', which no cluster",
+    "annotations: {leiden: {B: B cells}}": "annotations.leiden names 'B', which is not a cluster",
+    "annotations: {leiden: {'01': B cells}}": "annotations.leiden names '01', which is not a",
     "annotations: {leiden_0.7: {0: B cells}}": "annotations names clusters of leiden_0.7, but "
     "leiden.resolution gives leiden$",
     "annotations: {louvain: {0: B cells}}": "annotations names clusters of louvain, but "
     "louvain.enabled is false",
-    "annotations: {cell_line: {0: B cells}}": "of cell_line, which is no clustering; there are "
+    "annotations: {cell_line: {0: B cells}}": "of cell_line, which is not a clustering; there are "
     "leiden, louvain$",
     "annotations: {leiden_pca: {0: B cells}}": "of leiden_pca, but without a batch_key there is "
     "one representation: write leiden$",
-    "trajectory: {root: {cluster: -1}}": "trajectory.root.cluster is '-1', which no cluster can be",
-    "trajectory: {root: {cluster: T cells}}": "trajectory.root.cluster is 'T cells', which no",
+    "trajectory: {root: {cluster: -1}}": "trajectory.root.cluster is '-1', which is not a cluster",
+    "trajectory: {root: {cluster: T cells}}": "trajectory.root.cluster is 'T cells', which is not",
 }
 
 

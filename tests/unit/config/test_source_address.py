@@ -119,7 +119,7 @@ def test_a_missing_variable_is_named_before_anything_runs(monkeypatch):
 
 
 def test_a_login_that_cannot_be_told_from_the_host_is_not_shown():
-    with pytest.raises(UserError, match="whose host cannot be told from its login") as caught:
+    with pytest.raises(UserError, match="whose host cannot be separated from its login") as caught:
         source_of("https://me:hunt/er2@x.org/a.h5ad")
     assert "hunt" not in str(caught.value)
 

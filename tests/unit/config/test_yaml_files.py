@@ -31,12 +31,12 @@ BAD = {
     "# nothing\n": "is empty",
     "hello": r"holds a single value \(line 1\)",
     "- a\n- b\n": r"holds a list \(line 1\)",
-    "datasets:\n\ta: 1\n": "my.yaml, line 2 is no YAML: .*; the line has a tab, and YAML is "
+    "datasets:\n\ta: 1\n": "my.yaml, line 2 is not valid YAML: .*; the line has a tab, and YAML is "
     "indented by spaces",
-    "a: [1, 2\nb: 3\n": "my.yaml, line 2 is no YAML",
-    "a: 1\n  b: 2\n": "my.yaml, line 2 is no YAML",
-    "a: 2020-13-45\n": "is no YAML: month must be in 1..12",
-    "a: *b\n": "line 1 is no YAML: found undefined alias",
+    "a: [1, 2\nb: 3\n": "my.yaml, line 2 is not valid YAML",
+    "a: 1\n  b: 2\n": "my.yaml, line 2 is not valid YAML",
+    "a: 2020-13-45\n": "is not valid YAML: month must be in 1..12",
+    "a: *b\n": "line 1 is not valid YAML: found undefined alias",
     b"\xff\xfe\x00": "cannot be read",
     '{"run": "a", "run": "b"}': "run in line 1 and again in line 1",
     "leiden:\n  0.6: a\n  0.60: b\n": r"leiden\.0\.60 in line 2 and again in line 3",

@@ -142,7 +142,8 @@ BY_FILTER = {
     "in obs 'label'; there are B, T$",
     "trajectory: {root: {cell: cell3}}": "root.cell 'cell3' is not among the cells that passed it "
     ".cells are named like 'cell20'.",
-    "trajectory: {root: {gene: GENE29}}": "root.gene 'GENE29' is in none of the kept cells",
+    "trajectory: {root: {gene: GENE29}}": "root.gene 'GENE29' is expressed in none of the "
+    "kept cells",
     "figures: {genes: [ENSG00000000029]}": "figures.genes: ENSG00000000029 is in 0 of the kept "
     "cells and was removed by the filter. Lower filter.min_cells",
     "pca: {regress_out: [age]}\nfilter: {min_genes: 1}": "regress_out names 'age', which is not a "

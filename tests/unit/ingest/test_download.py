@@ -109,7 +109,7 @@ def test_a_file_comes_whole(site, out, caplog):
     download(out, url=site.url, sha256=hashlib.sha256(BODY).hexdigest())
     assert out.read_bytes() == BODY
     assert files(out) == ["cells.bin"]
-    assert "cells.bin: 3.0 MB, its SHA-256 is right" in caplog.messages
+    assert "cells.bin: 3.0 MB, SHA-256 is correct" in caplog.messages
 
 
 def test_breaks_are_resumed(site, out, pauses):

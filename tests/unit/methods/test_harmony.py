@@ -161,7 +161,7 @@ def test_cells_without_a_batch_as_one_batch_more(do, caplog):
     expected = do(array, {"batch": labels})
     found = do(array, {"batch": labels.where(labels != "b")}, missing_batch="own_batch")
     np.testing.assert_allclose(found, expected, atol=0.1)
-    assert f"{(batch == 1).sum()} cells have no batch: they are the batch 'missing'" in caplog.text
+    assert f"{(batch == 1).sum()} cells have no batch: they form the batch 'missing'" in caplog.text
 
 
 def test_numbers_may_name_batches(do):

@@ -397,7 +397,7 @@ def test_of_several_batch_columns_the_first_is_scored(made, caplog):
     found = step_files.read(integrated(done, batch_key=["batch", "plate"]), "uns/integration")
     assert found["batch_key"] == "batch"
     assert found["pca"]["same_batch"] == 1
-    assert "of batch, plate the first is scored" in caplog.text
+    assert "of the batch columns batch, plate the first is scored" in caplog.text
 
 
 def test_a_single_batch_is_told(made):

@@ -54,14 +54,14 @@ def test_blobs_stay_apart(do):
 
 def test_the_perplexity_of_fifty_cells(do, caplog):
     embedding, params = do(blobs(50)[0])
-    assert "perplexity is 30, but 50 cells allow 16.3: lowered" in caplog.text
+    assert "perplexity is 30, but 50 cells allow at most 16.3, which is used" in caplog.text
     assert params["perplexity"] == pytest.approx(49 / 3)
     assert embedding.shape == (50, 2)
 
 
 def test_a_perplexity_that_fits_stays(do, caplog):
     _, params = do(blobs(91)[0])
-    assert "lowered" not in caplog.text
+    assert "perplexity" not in caplog.text
     assert params["perplexity"] == 30
 
 
@@ -73,7 +73,7 @@ def test_parameters_reach_the_library(do):
 
 
 def test_a_single_component_is_refused(do):
-    with pytest.raises(UserError, match=r"t-SNE starts from two components, and there is one"):
+    with pytest.raises(UserError, match=r"t-SNE needs two components, and there is one"):
         do(blobs(60)[0], n_pcs=1)
 
 

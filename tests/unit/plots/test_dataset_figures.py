@@ -477,7 +477,7 @@ def test_a_picture_that_cannot_be_drawn_costs_that_picture(demo, tmp_path, caplo
     assert {f.stem for f in out.glob("*.png")} == {"qc_violins", "filter"}
     expected = {"qc_scatter": "ValueError: no room for 4,000 names"}
     assert json.loads((out / "not_drawn.json").read_text()) == expected
-    assert "the picture qc_scatter is left out, it cannot be drawn: no room" in caplog.text
+    assert "the figure qc_scatter could not be drawn and is left out: no room" in caplog.text
 
 
 def test_a_picture_that_cannot_be_saved_leaves_no_file(tmp_path):

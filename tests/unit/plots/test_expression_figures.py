@@ -102,7 +102,7 @@ def test_the_dot_plot_is_scanpys(drawn, adata):
 def test_the_sizes_are_told(drawn):
     ax = drawn["markers_dotplot"].axes[0]
     told = [text.get_text() for text in ax.texts]
-    assert told == ["20", "40", "60", "80", "100", "cells that have it (%)"]
+    assert told == ["20", "40", "60", "80", "100", "cells expressing it (%)"]
     sample = 2 * ax.collections[1]._widths
     np.testing.assert_allclose(sample**2 / sample[-1] ** 2, [0.2, 0.4, 0.6, 0.8, 1])
     assert sample[-1] == pytest.approx(dots(ax)[0].max(), rel=0.05)

@@ -165,7 +165,7 @@ def test_holder_without_a_name_is_waited_for(start, tmp_path):
         fcntl.flock(silent, fcntl.LOCK_EX)
         waiter = start('gpu_lock("leiden")\nprint("mine")')
         line = waiter.stdout.readline()
-    assert line == "GPU 0 is in use by a process that left no name; waiting for it\n"
+    assert line == "GPU 0 is in use by an unknown process; waiting for it\n"
     assert waiter.stdout.readline().startswith("GPU 0 is free")
 
 
@@ -236,7 +236,7 @@ def test_another_users_read_only_file_is_enough(start, monkeypatch):
         holder = start("os.setuid(65534)\n" + HOLD)
         assert holder.stdout.readline() == "held\n"
         waiter = start('gpu_lock("leiden")\nprint("mine")')
-        assert "left no name" in waiter.stdout.readline()
+        assert "an unknown process" in waiter.stdout.readline()
         holder.kill()
         assert waiter.stdout.readline().startswith("GPU 0 is free")
 

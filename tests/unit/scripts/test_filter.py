@@ -151,7 +151,7 @@ def test_too_few_cells_left_are_refused_with_the_table(run_filter, tmp_path):
     lines = str(refusal.value).split("\n")
     assert lines[0] == (
         "2 of 5 cells pass the filter, fewer than filter.fewest_cells (3). "
-        "Loosen the bounds that took the most:"
+        "Loosen the bounds that removed the most:"
     )
     assert [line.split() for line in lines[1:]] == [
         "max_counts 30 takes 2 cells, 2 by itself".split(),
@@ -175,7 +175,7 @@ def test_few_cells_that_no_bound_took_are_refused_without_a_table(run_filter):
 
 
 def test_no_gene_left_is_refused(run_filter):
-    expected = r"no gene is in 3 of the 2 cells that stay: lower filter\.min_cells"
+    expected = r"no gene is in 3 of the 2 kept cells: lower filter\.min_cells"
     with pytest.raises(UserError, match=expected):
         run_filter(cells_with([2, 3], [10, 20]), min_cells=3)
 

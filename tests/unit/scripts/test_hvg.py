@@ -115,7 +115,7 @@ def test_without_two_batches_all_cells_are_one(
     caplog.clear()
     found = run_hvg(data, "cell_ranger", batch_key="batch")
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert warning == "genes are ranked over all cells: batch has no two batches to do it in"
+    assert warning == "genes are ranked over all cells: batch has fewer than two batches"
     same(found, scanpys(data.kept, "cell_ranger"), "cell_ranger")
 
 
@@ -138,7 +138,7 @@ def test_all_genes_where_more_are_asked_for(simulated, run_hvg, flavor, batch_ke
     assert len(found["var/highly_variable"]) == n_genes
     first, *_ = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert first == (
-        f"n_top_genes is {n_genes + 1}, but {n_genes} genes passed the filter: all are taken"
+        f"n_top_genes is {n_genes + 1}, but {n_genes} genes passed the filter: all are used"
     )
 
 

@@ -48,7 +48,7 @@ def test_the_median_is_that_of_cells_with_counts(tmp_path, filtered, caplog):
     normalize(*files, tmp_path / "n.h5", target_sum="median", backend="cpu")
     assert step_files.read(tmp_path / "n.h5", "uns/target_sum") == 5
     (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    assert warning == "1 cells have no count in the genes that stay; their values are 0"
+    assert warning == "1 cells have no count in the kept genes; their values are 0"
     files = *files, tmp_path / "n.h5"
     with open_matrix("hvg", *files, backend="cpu", asked="memory") as matrix:
         values = matrix.toarray()
@@ -61,7 +61,7 @@ def test_the_median_is_that_of_cells_with_counts(tmp_path, filtered, caplog):
 
 def test_no_count_at_all_has_no_median(tmp_path, filtered):
     files = filtered(np.zeros((3, 2), int))
-    with pytest.raises(UserError, match="no kept cell has a count in the genes that stay"):
+    with pytest.raises(UserError, match="no kept cell has a count in the kept genes"):
         normalize(*files, tmp_path / "n.h5", target_sum="median", backend="cpu")
 
 

@@ -116,7 +116,9 @@ def test_a_listed_gene_that_is_missing_is_named():
 
 
 def test_a_wrong_expression_is_named():
-    with pytest.raises(UserError, match=r"qc\.ribo is '\^RP\[', which is no regular expression: "):
+    with pytest.raises(
+        UserError, match=r"qc\.ribo is '\^RP\[', which is not a valid regular expression: "
+    ):
         find_genes(np.array(SYMBOLS, dtype=object), "^RP[", ignore_case=True, key="qc.ribo")
 
 

@@ -151,7 +151,7 @@ def test_lines_of_what_failed_and_what_is_left(job):
         f"  its log: {job.log}",
         "",
         "Left to do: 7 steps: final toy0, final toy1, final toy2, final toy3, final toy4 ….",
-        "What is done stays. With this put right, the same command goes on from there.",
+        "Finished results are kept. Fix this and run the same command again to continue.",
     ]
     assert failure_lines([stopped], left) == []
 
