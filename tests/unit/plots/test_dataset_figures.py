@@ -393,7 +393,7 @@ def test_svg_is_for_small_pictures(drawn, tmp_path, monkeypatch):
     svg = (tmp_path / "filter.svg").read_text()
     assert ">cells removed (a cell may break several bounds)</text>" in svg
     assert '"step": "figures"' in svg.replace("&quot;", '"')
-    monkeypatch.setattr(style, "MOST_SVG_BYTES", 100)
+    monkeypatch.setattr(saving, "MOST_SVG_BYTES", 100)
     saving.save_all(tmp_path, some[:1], formats=["png", "svg"], **how)
     assert {f.name for f in tmp_path.iterdir()} == {"filter.png", "umap.png"}
 
