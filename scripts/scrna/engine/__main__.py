@@ -5,11 +5,9 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[2]))
+    from scrna.engine.run import stop
+    from scrna.errors import UserError
 
-from scrna.engine.run import stop
-from scrna.errors import UserError
-
-if __name__ == "__main__":
     try:
         print("\n".join(stop()))
     except UserError as error:

@@ -53,11 +53,15 @@ def perform(script: Path, function: str, job: Mapping[str, Any]) -> dict | None:
     is_here = host == os.uname().nodename
     if not scheduler and (not is_here or job["config"].get("worker") not in ("warm", "auto")):
         return None
+    files = {  # absolute: a worker's working directory is another
+        name: [*map(os.path.abspath, f)] if isinstance(f, list) else os.path.abspath(f)
+        for name, f in job["files"].items()
+    }
     request = {
         "script": str(script),
         "function": function,
         "directory": os.getcwd(),
-        "job": {**job, "files": {name: _absolute(file) for name, file in job["files"].items()}},
+        "job": {**job, "files": files},
     }
     if is_here:
         light = not scheduler and is_light(function, job["settings"]["backend"])
@@ -114,8 +118,3 @@ def log_record(about: Mapping[str, Any]) -> None:
     """Log what a step logged in its worker."""
     if log.isEnabledFor(about["levelno"]):
         log.handle(logging.makeLogRecord(about))
-
-
-def _absolute(value: str | list[str]) -> str | list[str]:
-    """Make paths absolute: a worker's working directory is another."""
-    return list(map(os.path.abspath, value)) if isinstance(value, list) else os.path.abspath(value)

@@ -30,8 +30,7 @@ class StepFailedError(Exception):
 def folder() -> Path:
     """Return the folder of this checkout's sockets; make it where it is missing.
 
-    It lies in XDG_RUNTIME_DIR if that is private and its path short enough, else in /tmp. A folder
-    that another user can enter is refused.
+    It lies in XDG_RUNTIME_DIR if that is private and short enough, else in /tmp.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if not runtime or _problem(Path(runtime)):

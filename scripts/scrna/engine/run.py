@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -22,6 +23,7 @@ from scrna.dask_cluster import scheduler_of
 from scrna.engine import protocol
 from scrna.environment import environment_digest
 from scrna.errors import UserError
+from scrna.processes import process_start
 from scrna.resources import gpus
 
 #: Minutes that a worker stays where a person sits at a terminal (``worker_keep_minutes: auto``).
@@ -44,9 +46,8 @@ class Engine:
     @property
     def first_line(self) -> str | None:
         """What to say at the run's start of a worker that was there before."""
-        if not self._first["is_ready"]:
-            return None
-        return f"a worker of {self._first['since']} is warm: {_holds(self._first)}"
+        line = f"a worker of {self._first['since']} is warm: {_holds(self._first)}"
+        return line if self._first["is_ready"] else None
 
     def last_line(self) -> str | None:
         """Return what to say at the run's end of a worker that stays."""
@@ -57,12 +58,11 @@ class Engine:
             _, status = protocol.receive(self._connection, timeout=2)
         except (OSError, EOFError):
             return None
-        if status["is_stopping"]:
-            return None
-        return (
+        line = (
             f"The worker stays for {self._keep_s / 60:g} minutes ({_holds(status)}); make stop "
             "ends it, and worker_keep_minutes: 0 keeps none"
         )
+        return None if status["is_stopping"] else line
 
     def close(self) -> None:
         """End the run for the server."""
@@ -101,8 +101,7 @@ def begin(
     Raises
     ------
     UserError
-        If there can be none: several GPUs by UCX, which knows no credentials, or a folder for the
-        socket that others may enter.
+        If there can be none, as with several GPUs by UCX, which knows no credentials.
     """
     settings, environment = _settings(config, backend, due, at_once, threads)
     folder = protocol.folder()
@@ -211,9 +210,12 @@ def _stop(path: Path) -> dict[str, Any] | None:
         path.unlink(missing_ok=True)
         return None
     connection, status = found
+    end = time.monotonic() + _ANSWER
     if not status["runs"]:
         with suppress(OSError, EOFError):  # the server closes it as it ends, after its workers
             protocol.receive(connection, timeout=_ANSWER)
+        while process_start(status["pid"]) and time.monotonic() < end:
+            time.sleep(0.01)
         path.unlink(missing_ok=True)
     connection.close()
     return status

@@ -38,6 +38,7 @@ _TICK = 1.0  # seconds between looks at the memory and the clock
 _FIRST = 5.0  # seconds that a server waits for the run that started it
 _IDLE = 3.0  # seconds without a step until matrices go where another process uses the GPU
 _SHARED = 120.0  # seconds without a run until matrices go on a machine that others use too
+_END = 5.0  # seconds to see killed workers gone
 _TRIES = 3  # times in a row that a worker may die before it is ready
 _GONE = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 
@@ -100,6 +101,9 @@ class Server:
         self.is_over = True
         self._parent.kill()
         self._parent.wait()
+        end = time.monotonic() + _END
+        while any(map(_is_there, self.workers)) and time.monotonic() < end:
+            time.sleep(0.01)
         for opened in (self._control, *(worker.socket for worker in self.workers)):
             opened.close()
 
@@ -239,8 +243,7 @@ class Server:
 
     def _replace(self, worker: _Worker) -> None:
         """End a worker and start another in its place."""
-        # its number may be another process's by now
-        if worker.started is not None and process_start(worker.pid) == worker.started:
+        if _is_there(worker):
             with suppress(ProcessLookupError):
                 os.kill(worker.pid, signal.SIGKILL)
         self.workers.remove(worker)
@@ -295,6 +298,11 @@ class Server:
         if self._handlers.pop(opened.fileno(), None):
             self._poll.unregister(opened.fileno())
         opened.close()
+
+
+def _is_there(worker: _Worker) -> bool:
+    """Return whether a worker's process runs; its number may be another process's by now."""
+    return worker.started is not None and process_start(worker.pid) == worker.started
 
 
 def main(settings: dict[str, Any]) -> None:

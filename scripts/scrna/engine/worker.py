@@ -24,16 +24,20 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.append(str(Path(__file__).parents[2]))
 
+from scrna.processes import die_with_parent
+
+if __name__ == "__main__":
+    die_with_parent()  # before the imports, which take seconds
+
 from scrna import warm_process
 from scrna.engine import protocol
 from scrna.errors import UserError
 from scrna.log import log, log_with_times
-from scrna.processes import die_with_parent
+from scrna.resources import kept_matrices
 
 
 def main(settings: dict[str, Any]) -> None:
     """Import the libraries, and fork a worker for each socket that the server sends."""
-    die_with_parent()
     log_with_times()
     try:
         _import(settings)
@@ -133,14 +137,14 @@ class Worker:
             answer = str(error)
         except Exception as error:
             log.exception("this step could not be taken")
-            what = f"{type(error).__name__}: {error}; its log: {self._settings['log']}"
-            answer = f"the run's worker could not take this step: {what}"
+            answer = f"the run's worker could not take this step: {type(error).__name__}: {error}"
+            answer += f"; its log: {self._settings['log']}"
         finally:
             os.chdir("/")  # an idle worker keeps no folder busy
         if self._cluster is not None:  # the next worker connects again
             is_broken = self._cluster.status != "running"
         # before the answer: the server must not take the end of the rule's process for a step's
-        self._say("done", is_broken=is_broken, kept=_kept())
+        self._say("done", is_broken=is_broken, kept=kept_matrices.nbytes())
         with suppress(OSError):
             protocol.send(connection, kind, answer)
         return is_broken
@@ -168,12 +172,6 @@ class Worker:
     def _say(self, kind: str, **more) -> None:
         with suppress(OSError):  # it is gone, which the next message shows
             self._server.send(json.dumps({"kind": kind, **more}).encode())
-
-
-def _kept() -> int:
-    """Return the bytes of the matrices that are kept here."""
-    kept_matrices = sys.modules.get("scrna.resources.kept_matrices")
-    return kept_matrices.nbytes() if kept_matrices else 0
 
 
 if __name__ == "__main__":
