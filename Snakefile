@@ -16,6 +16,7 @@ configfile: f"{workflow.basedir}/config/config.yaml"
 
 include: "rules/common.smk"
 include: "rules/ingest.smk"
+include: "rules/samples.smk"
 include: "rules/preprocess.smk"
 include: "rules/integrate.smk"
 include: "rules/embed.smk"

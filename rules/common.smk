@@ -26,6 +26,7 @@ def refusing(function, *args):
 session = refusing(Session, workflow, config, CONFIG_FILES)
 config = session.config  # with every default, as the jobs get it
 targets = Targets(session.datasets, session.sources)
+samples = session.samples
 params = RuleParams(config, session.sources, session.backend, SCRIPTS)
 
 GPU = session.gpu

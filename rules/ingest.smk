@@ -66,6 +66,8 @@ rule convert:
         "logs/{dataset}/convert.log",
     benchmark:
         "benchmarks/{dataset}/convert.tsv"
+    wildcard_constraints:
+        dataset=named(set(session.datasets) - set(session.sheets)),
     conda:
         environment
     threads: THREADS

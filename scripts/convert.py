@@ -35,7 +35,6 @@ Outputs
     obs and var), ``warnings``, ``provenance``.
 """
 
-import hashlib
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -50,13 +49,14 @@ from scrna.damage import write_json
 from scrna.data.block import in_order
 from scrna.data.csr_writer import CSRWriter, MatrixInfo, Rows
 from scrna.data.data_checks import check_cells, check_genes
-from scrna.data.store import bytes_on_disk, new_store, write_slots, write_table
+from scrna.data.store import new_store, write_slots, write_table
 from scrna.errors import UserError
+from scrna.ingest.counts_summary import digest_of_all, digest_of_genes, sizes
 from scrna.ingest.download import file_sha256
 from scrna.ingest.formats import Block, Source, open_source
 from scrna.ingest.formats.base import BLOCK_NNZ, NotMatrix, n_threads
 from scrna.ingest.obs_table import CellTable, Text, check_columns, kept_cells, write_cells
-from scrna.ingest.tables import add_column, fit_for_disk, name_genes
+from scrna.ingest.tables import fit_for_disk, name_genes
 from scrna.log import log
 from scrna.progress import Progress
 from scrna.provenance import provenance
@@ -111,7 +111,7 @@ def convert(
         files = [as_read(file) for file in opened.files]  # before they are read
         obs = opened.cells()
         n_obs_source = len(obs)
-        check_columns(obs, required_obs or {}, dataset=dataset)
+        check_columns(obs.columns, required_obs or {}, dataset=dataset)
         cells = kept_cells(obs, keep_obs or {}, dataset=dataset)
         _check_not_empty(int(cells.sum()), n_obs_source, dataset)
         if keep_obs:
@@ -134,15 +134,7 @@ def convert(
             write_slots(root)
     facts = {
         "dataset": dataset,
-        "n_obs": info.shape[0],
-        "n_vars": info.shape[1],
-        "nnz": info.nnz,
-        "dtype": info.dtype,
-        "max": int(info.max),
-        "bytes_on_disk": bytes_on_disk(counts),
-        "bytes_in_memory": info.bytes_in_memory,
-        "chunk": info.chunk,
-        "shard": info.shard,
+        **sizes(counts, info),
         "source": files,
         "kind": opened.kind,
         "matrix": used,
@@ -150,7 +142,7 @@ def convert(
         "n_obs_source": n_obs_source,
         "n_empty": info.empty_rows,
         "obs_columns": written.columns,
-        "digest": _digest(info.digest, written.digest, _digest_of_genes(var)),
+        "digest": digest_of_all(info.digest, written.digest, digest_of_genes(var)),
         "warnings": notes,
         "provenance": provenance(),
     }
@@ -299,17 +291,6 @@ def _check_not_empty(n_kept: int, n_obs: int, dataset: str) -> None:
     why = f"keep_obs keeps none of its {n_obs:,} cells" if n_obs else "it has no cells"
     msg = f"{dataset}: {why}"
     raise UserError(msg)
-
-
-def _digest_of_genes(var: pd.DataFrame) -> str:
-    sha = hashlib.sha256()
-    for name, values in var.reset_index(names="_index").items():
-        add_column(sha, name, pd.util.hash_pandas_object(values, index=False).to_numpy())
-    return sha.hexdigest()
-
-
-def _digest(*digests: str) -> str:
-    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def _tell(facts: dict[str, Any]) -> None:

@@ -22,8 +22,6 @@ Outputs
 """
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,13 @@ from scrna.damage import reading
 from scrna.data import step_files
 from scrna.data.counts import Counts, kept
 from scrna.data.integrity import check_matrices
-from scrna.data.store import bytes_on_disk, new_store, write_element, write_tables
+from scrna.data.store import (
+    bytes_on_disk,
+    link_folder,
+    new_store,
+    write_element,
+    write_tables,
+)
 from scrna.errors import UserError
 from scrna.log import log
 from scrna.methods.cell_types import cell_types
@@ -247,9 +251,6 @@ def renamed(name: str, value: Any, suffix: str) -> Any:
 def take_over(matrix: Path, root) -> None:
     """Link the matrices of one store into another; copy them across file systems.
 
-    zarr never writes into a file, it puts a new one in its place: what is later changed in one
-    store does not change in the other.
-
     Parameters
     ----------
     matrix
@@ -265,15 +266,8 @@ def take_over(matrix: Path, root) -> None:
     with reading(matrix / "zarr.json", matrix):
         check_matrices(matrix, zarr.open_group(matrix, mode="r", use_consolidated=False))
     for name in ("X", "layers"):
-        if not (matrix / name).is_dir():
-            continue
-        target = Path(root.store.root, name)
-        try:
-            shutil.copytree(matrix / name, target, copy_function=os.link)
-        except (OSError, shutil.Error):
-            shutil.rmtree(target, ignore_errors=True)
-            log.info("%s is copied: its file system has no hard links", matrix / name)
-            shutil.copytree(matrix / name, target)
+        if (matrix / name).is_dir():
+            link_folder(matrix / name, Path(root.store.root, name))
 
 
 def write_small(root, name: str, value: Any) -> None:

@@ -54,8 +54,8 @@ def another_source(facts: Mapping[str, Any], files: Iterable[str | Path]) -> str
     -------
     What differs; None where nothing does.
     """
-    was = {Path(entry["path"]).name: entry for entry in facts["source"]}
-    files = {Path(file).name: Path(file) for file in files}
+    was = _by_name({Path(entry["path"]): entry for entry in facts["source"]})
+    files = _by_name({Path(file): Path(file) for file in files})
     if files.keys() != was.keys():
         return f"made from {', '.join(was)}, not from {', '.join(files)}"
     begun = facts.get("provenance", {}).get("started")
@@ -63,6 +63,13 @@ def another_source(facts: Mapping[str, Any], files: Iterable[str | Path]) -> str
         if file.is_file() and (why := _difference(was[name], file, begun)):
             return f"{name} {why}"
     return None
+
+
+def _by_name(files: Mapping[Path, Any]) -> dict[str, Any]:
+    """Key files by their names, so that they may move; by their paths where samples share names."""
+    names = [file.name for file in files]
+    keys = names if len(set(names)) == len(names) else list(map(str, files))
+    return dict(zip(keys, files.values(), strict=True))
 
 
 def _difference(was: Mapping[str, Any], file: Path, begun: str | None) -> str | None:
@@ -116,7 +123,9 @@ def current_summary(
     if facts is None or not summary.with_suffix(".zarr").exists() or another_source(facts, files):
         return None
     made = facts.get("provenance", {})
-    read_as = made.get("parameters", {})
+    if facts.get("sheet") != dataset.get("sheet"):
+        return None
+    read_as = facts.get("reading") or made.get("parameters", {})  # of a dataset of samples
     if any(key in read_as and read_as[key] != dataset[key] for key in READING):
         return None
     if simulate and (made.get("named") or {}).get("simulate") != simulate:

@@ -22,7 +22,10 @@ from scrna.steps import is_clustering
 
 #: The files of a 10x folder, as they begin.
 MTX_FILES = ["matrix.mtx", "barcodes.tsv", "features.tsv", "genes.tsv"]
-
+#: What a source that is Cell Ranger's folder ``outs`` stands for: the first that is there. The raw
+#: matrix, of all barcodes, has to be named itself.
+FILTERED = ["filtered_feature_bc_matrix.h5", "filtered_feature_bc_matrix"]
+FILTERED += [f"sample_{name}" for name in FILTERED]  # of one sample of cellranger multi
 
 #: Keys of a dataset that say how its source is read.
 READING = ["kind", "matrix", "gene_symbols", "keep_obs", "sha256"]
@@ -99,7 +102,8 @@ def sources(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, Source]:
 
     Returns
     -------
-    Dataset → its source; what is downloaded or simulated lies in ``resources/``.
+    Dataset → its source; what is downloaded or simulated lies in ``resources/``. Datasets of a
+    sample sheet are left out: `scrna.config.samples.sample_sources` finds theirs.
 
     Raises
     ------
@@ -107,14 +111,39 @@ def sources(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, Source]:
         If a path's variable is not set, nothing is there, a folder is no 10x folder, or a URL's
         file has no suffix that tells what it is.
     """
-    return {name: _source(name, dataset) for name, dataset in datasets.items()}
+    return {
+        name: Source(None, [f"resources/{name}.h5ad"])
+        if dataset["kind"] == "simulate"
+        else locate(f"datasets.{name}.source", name, dataset["source"], f"resources/{name}")
+        for name, dataset in datasets.items()
+        if not dataset.get("samples")
+    }
 
 
-def _source(name: str, dataset: Mapping[str, Any]) -> Source:
-    if dataset["kind"] == "simulate":
-        return Source(None, [f"resources/{name}.h5ad"])
-    key, given = f"datasets.{name}.source", without_credentials(dataset["source"])
-    is_literal = scheme_of(given) is None and os.path.exists(given)  # its name may have a $ or ~
+def locate(key: str, name: str, source: str, target: str, beside: Path | None = None) -> Source:
+    """Find the files of a source.
+
+    Parameters
+    ----------
+    key
+        What names the source, for messages.
+    name
+        Under which its address is kept (`scrna.config.source_address.full_address`).
+    source
+        Path or URL.
+    target
+        Where a URL's file is downloaded to, without its suffix.
+    beside
+        The folder that a relative path starts from; None: the working directory.
+
+    Raises
+    ------
+    UserError
+        As `sources`.
+    """
+    given = without_credentials(source)
+    beside = beside or Path()
+    is_literal = scheme_of(given) is None and (beside / given).exists()  # it may have a $ or ~
     address = given if is_literal else check_variables(key, name, given)
     if (path := local_path(key, address)) is None:
         suffix = Path(urlsplit(address).path).suffix
@@ -122,7 +151,8 @@ def _source(name: str, dataset: Mapping[str, Any]) -> Source:
             msg = f"{key} is {given!r}; a URL has to end in .h5ad or .h5 (10x)"
             raise UserError(msg)
         version = address_digest(address) if address != given else None
-        return Source(given, [f"resources/{name}{suffix}"], version)
+        return Source(given, [f"{target}{suffix}"], version)
+    path = path if beside == Path() else os.path.join(beside, path)
     if wildcard := re.search(r"\{[^{}]*\}", path):
         msg = (
             f"{key} is {given!r}, but Snakemake takes {wildcard[0]} in a path for a wildcard; "
@@ -130,21 +160,33 @@ def _source(name: str, dataset: Mapping[str, Any]) -> Source:
         )
         raise UserError(msg)
     if Path(path).is_dir():
-        there = sorted(file for file in Path(path).iterdir() if file.is_file())
-        ends = [(stem, f"{stem}.gz") for stem in MTX_FILES]
-        files = [str(file) for end in ends for file in there if file.name.endswith(end)]
-        if len(files) != 3:
-            msg = (
-                f"{key} is {given!r}, a folder without the three files of 10x (matrix.mtx, "
-                "barcodes.tsv, features.tsv or genes.tsv, each maybe .gz); "
-                f"found {', '.join(files) or 'none'}{folder_advice(Path(path))}"
-            )
-            raise UserError(msg)
-        return Source(None, files)
+        return _in_folder(key, given, _of_cell_ranger(Path(path)))
     if not Path(path).exists():
         msg = f"{key} is {given!r}, but there is no such file or folder"
         if not os.path.isabs(path):
-            msg += f" in {os.getcwd()}"
+            msg += f" in {beside.resolve()}"
         raise UserError(msg)
     check_file(key, path)
     return Source(None, [path])
+
+
+def _of_cell_ranger(folder: Path) -> Path:
+    """Return the filtered matrix of Cell Ranger in its folder ``outs``; else the folder."""
+    return next((folder / name for name in FILTERED if (folder / name).exists()), folder)
+
+
+def _in_folder(key: str, given: str, path: Path) -> Source:
+    """Find the file or the three files of 10x that a folder stands for."""
+    if path.is_file():
+        return Source(None, [str(path)])
+    there = sorted(file for file in path.iterdir() if file.is_file())
+    ends = [(stem, f"{stem}.gz") for stem in MTX_FILES]
+    files = [str(file) for end in ends for file in there if file.name.endswith(end)]
+    if len(files) != 3:
+        msg = (
+            f"{key} is {given!r}, a folder without the three files of 10x (matrix.mtx, "
+            "barcodes.tsv, features.tsv or genes.tsv, each maybe .gz); "
+            f"found {', '.join(files) or 'none'}{folder_advice(path)}"
+        )
+        raise UserError(msg)
+    return Source(None, files)

@@ -156,8 +156,12 @@ def _listed(problems: list[str]) -> str:
 
 def _problems(dataset: Mapping[str, Any], backend: str) -> Iterator[str]:
     """Find settings of a dataset that cannot be carried out."""
-    if dataset["kind"] != "simulate" and not dataset["source"]:
-        yield "source is missing: the URL or path of the counts"
+    if dataset["samples"]:
+        yield from _sheet_problems(dataset)
+    elif dataset["kind"] != "simulate" and not dataset["source"]:
+        yield "source is missing: the URL or path of the counts (or samples: a sample sheet)"
+    elif (dataset["join"], dataset["join_on"]) != ("inner", "auto"):
+        yield "join and join_on are for a dataset of samples; this one has a single source"
     bounds = dataset["filter"]
     for low, high in (("min_counts", "max_counts"), ("min_genes", "max_genes")):
         if None not in (bounds[low], bounds[high]) and bounds[low] > bounds[high]:
@@ -183,6 +187,15 @@ def _problems(dataset: Mapping[str, Any], backend: str) -> Iterator[str]:
             if dataset[step].get("enabled", True):
                 for problem in blocks_problems(step, dataset[step], backend):
                     yield f"{problem} (execution: blocks)"
+
+
+def _sheet_problems(dataset: Mapping[str, Any]) -> Iterator[str]:
+    if dataset["source"]:
+        yield "there are both source and samples; remove one, or make the source a row of the sheet"
+    if dataset["kind"] == "simulate":
+        yield "kind simulate has no samples; name the files of simulated data in the sheet"
+    if dataset["sha256"]:
+        yield "sha256 is that of a single source; write those of samples into the sheet's column"
 
 
 def _search_problems(neighbors: Mapping[str, Any], backend: str) -> Iterator[str]:
@@ -239,6 +252,8 @@ def _dataset(config: Mapping[str, Any], name: str) -> dict[str, Any]:
         {"type": "object", "properties": own},
     )
     full["execution"] = full["execution"] or config["execution"]
+    if full["samples"] and "batch_key" not in given:
+        full["batch_key"] = "sample"
     for section in SECTIONS:
         full[section] = {**config[section], **given.get(section, {})}
     return full

@@ -91,7 +91,10 @@ def censored(text: str, address: str, shown: str) -> str:
     return text
 
 
-def set_credentials_aside(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def set_credentials_aside(
+    datasets: Mapping[str, Mapping[str, Any]],
+    samples: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, dict[str, Any]]:
     """Remove the credentials from the sources of datasets; `full_address` finds them again.
 
     They go into this process's environment, which its jobs inherit and only this user may read.
@@ -100,20 +103,22 @@ def set_credentials_aside(datasets: Mapping[str, Mapping[str, Any]]) -> dict[str
     ----------
     datasets
         The datasets of a config.
+    samples
+        The sources of samples, by names that no dataset has.
 
     Returns
     -------
     The datasets, their sources without credentials.
     """
     found, given = {}, {}
-    for name, dataset in datasets.items():
+    for name, dataset in {**datasets, **(samples or {})}.items():
         address = dataset.get("source")
         shown = without_credentials(address) if address else address
         if shown != address:
             given[name] = address
         found[name] = {**dataset, "source": shown} if "source" in dataset else dict(dataset)
     os.environ[_VARIABLE] = json.dumps(given)
-    return found
+    return {name: found[name] for name in datasets}
 
 
 def check_variables(key: str, dataset: str, shown: str) -> str:

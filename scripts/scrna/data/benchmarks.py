@@ -156,7 +156,8 @@ def _provenance(benchmark: Path) -> dict[str, Any]:
     for result in (place.with_suffix(".h5"), place / f"{place.name}.h5"):
         if result.exists():
             return step_files.provenance_of(result)
-    summary = place.with_name("counts.json")
-    if place.name == "convert" and summary.exists():
+    summary = place.with_name("merged.json" if place.name == "merge" else "counts.json")
+    makes_counts = place.name in ("convert", "convert_sample", "merge", "metadata")
+    if makes_counts and summary.exists():
         return read_summary(summary)["provenance"]
     return {}

@@ -1,5 +1,7 @@
 """Stores: AnnData objects in zarr v3, written under a temporary name."""
 
+import os
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from zarr.errors import ZarrUserWarning
 from scrna.atomic import replacing
 from scrna.data.encodings import encoding
 from scrna.data.integrity import FILES, list_files
+from scrna.log import log
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,3 +104,22 @@ def write_slots(root: zarr.Group) -> None:
 def bytes_on_disk(path: Path) -> int:
     """Sum the sizes of a store's files, in bytes."""
     return sum(file.stat().st_size for file in Path(path).rglob("*") if file.is_file())
+
+
+def link_folder(source: Path, target: Path) -> None:
+    """Give a store a folder of another one, without copying what lies on one file system.
+
+    zarr never writes into a file, it puts a new one in its place: what is later changed in one
+    store does not change in the other.
+
+    Parameters
+    ----------
+    source, target
+        The folder that is there, and the one that is made.
+    """
+    try:
+        shutil.copytree(source, target, copy_function=os.link)
+    except (OSError, shutil.Error):
+        shutil.rmtree(target, ignore_errors=True)
+        log.info("%s is copied: its file system has no hard links", source)
+        shutil.copytree(source, target)

@@ -88,6 +88,10 @@ class Text:
         """Read one of the strings of all cells."""
         return self._read(place, place + 1)[0]
 
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Read some of the strings of all cells, from a first to before a last one."""
+        return self._read(start, stop)
+
     def pieces(self) -> Iterator[np.ndarray]:
         """Read all, in pieces: object arrays, None for missing ones."""
         done = 0
@@ -321,7 +325,7 @@ def kept_cells(obs: "CellTable", keep: Mapping[str, Sequence[Any]], *, dataset: 
     mask = np.ones(len(obs), bool)
     for column, values in keep.items():
         where = f"datasets.{dataset}.keep_obs"
-        check_columns(obs, {column: where}, dataset=dataset)
+        check_columns(obs.columns, {column: where}, dataset=dataset)
         known = {str(value): value for value in obs[column].dropna().unique()}
         wanted = []
         for value in values:
@@ -337,20 +341,19 @@ def kept_cells(obs: "CellTable", keep: Mapping[str, Sequence[Any]], *, dataset: 
     return mask
 
 
-def check_columns(obs: "CellTable", required: Mapping[str, str], *, dataset: str) -> None:
+def check_columns(columns: Sequence[str], required: Mapping[str, str], *, dataset: str) -> None:
     """Refuse obs columns that the config names and the data do not have.
 
     Parameters
     ----------
-    obs
-        The table of cells.
+    columns
+        The columns of the table of cells.
     required
         Column to the config key that names it.
     dataset
         Its name, for messages.
     """
     for column, key in required.items():
-        if column not in obs:
-            columns = [str(name) for name in obs.columns]
+        if column not in columns:
             msg = f"{key}: {dataset} has no obs column {column!r}; {_nearest(column, columns)}"
             raise UserError(msg)

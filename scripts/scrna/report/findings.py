@@ -9,7 +9,10 @@ from scrna.report.results import Results
 #: Share of the cells that the filter may remove without a warning.
 _SHARE_TAKEN = 0.5
 #: Warnings of the conversion about names only, which change no result.
-_OF_NAMES = re.compile("occur more than once|have no symbol|is named|other features are left out")
+_OF_NAMES = re.compile(
+    "occur more than once|have no symbol|is named|other features are left out"
+    "|joined on their Ensembl ids|Cells are named|go by another symbol|^Columns of (obs|var)"
+)
 
 
 @dataclass(frozen=True)

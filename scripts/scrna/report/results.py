@@ -239,8 +239,9 @@ class Results:
         benchmarks
             The dataset's folder of benchmarks.
         """
-        files = [benchmarks / f"{name}.tsv" for name in ("convert", "qc_figures")]
-        files += benchmarks.glob("*/figures.tsv")
+        names = ("convert", "merge", "metadata", "qc_figures")
+        files = [benchmarks / f"{name}.tsv" for name in names]
+        files += [*benchmarks.glob("samples/*/*.tsv"), *benchmarks.glob("*/figures.tsv")]
         files += [*benchmarks.glob("download.*.tsv"), benchmarks / "simulate.tsv"]
         for rep, step in self.files:
             folder = benchmarks if step in REPRESENTATIONS else benchmarks / rep
@@ -251,7 +252,8 @@ class Results:
 
 def _usages(files: list[Path], benchmarks: Path) -> Iterator[Usage]:
     for file in files:
-        label = " ".join(reversed(file.relative_to(benchmarks).with_suffix("").parts))
+        parts = file.relative_to(benchmarks).with_suffix("").parts
+        label = " ".join(part for part in reversed(parts) if part != "samples")
         try:
             yield usage_of(file, label)
         except (OSError, ValueError, KeyError):

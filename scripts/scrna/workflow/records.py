@@ -23,6 +23,8 @@ from scrna.provenance import plain
 from scrna.workflow.snakemake_internals import Place, Records, open_records
 from scrna.workflow.stale import places
 
+#: Rules whose output a person may put in place by hand.
+DOWNLOADS = ("download", "download_sample")
 _ADVICE = (
     "If these results were moved, bring .snakemake/metadata along from where they were made; "
     "snakemake --touch takes all that is there for results of the present config"
@@ -58,7 +60,7 @@ def mark_unknown(workflow: Any, datasets: Iterable[str]) -> list[str]:
         unknown = [file for file in files if records.read(file) is None]
         why = _changed_source(place) or _lost_file(files) or _lost_input(records, files)
         if unknown and not why:
-            if place.rule == "download":  # a person may have put the file there
+            if place.rule in DOWNLOADS:  # a person may have put the file there
                 kept += unknown
                 continue
             why = difference(place)
@@ -169,7 +171,7 @@ def _provenance(place: Place) -> dict[str, Any] | None:
                     return json.loads(file.attrs["provenance"])
             if path.suffix == ".h5":
                 return step_files.provenance_of(path)
-            if path.name == "counts.json":
+            if path.suffix == ".json":
                 return json.loads(path.read_text())["provenance"]
         except (OSError, KeyError, ValueError):
             return None
@@ -191,11 +193,12 @@ def _other_input(made: dict[str, Any], name: str, files: Any) -> str | None:
 def _changed_source(place: Place) -> str | None:
     """Find counts whose source was replaced, or whose summary is damaged: nothing says of what."""
     summary = Path(place.outputs[-1])
-    if place.rule != "convert" or not summary.exists():
+    files = [str(file) for file in place.inputs()]  # none of a sample that left the sheet
+    if place.rule not in ("convert", "convert_sample") or not files or not summary.exists():
         return None
     if (facts := whole_summary(summary)) is None:
         return f"{summary} is damaged"
-    return another_source(facts, place.inputs())
+    return another_source(facts, files)
 
 
 def _lost_file(outputs: Iterable[str]) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from snakemake.logging import logger
 
-from scrna.config import datasets, settings
+from scrna.config import datasets, samples, settings
 from scrna.config.source_address import set_credentials_aside
 from scrna.config.yaml_files import overruled
 from scrna.data.counts import sizes_of
@@ -28,6 +28,7 @@ from scrna.workflow.decisions import decided
 from scrna.workflow.folders import check_writable
 from scrna.workflow.named_clusters import check_standing
 from scrna.workflow.named_in_data import check_converted
+from scrna.workflow.sample_rules import SampleRules
 
 #: `worker: auto` starts one for as many steps: on a CPU it takes as long as importing scanpy does.
 FEWEST_FOR_WORKER = {"gpu": 1, "cpu": 6}
@@ -68,7 +69,11 @@ class Session:
             config["run"], line = decided("run", lambda: _picked(config), is_main=self.is_main)
             lines.append(line)
         self.config = settings.complete(config)
-        self.config["datasets"] = set_credentials_aside(self.config["datasets"])
+        defined = self.config["datasets"]
+        self.sheets = samples.read_sheets({name: defined[name] for name in self.config["run"]})
+        self.config["datasets"] = set_credentials_aside(
+            samples.with_sheets(defined, self.sheets), samples.addresses(self.sheets)
+        )
         self.scheduler = self.config["dask"]["scheduler"]
         # With --jobs the jobs, and with a scheduler the steps, run on other machines.
         self.is_elsewhere = bool(
@@ -77,11 +82,13 @@ class Session:
         self.backend, line = decided("backend", self._resolve_backend, is_main=self.is_main)
         settings.check(self.config | {"backend": self.backend})
         self.datasets = {name: self.config["datasets"][name] for name in self.config["run"]}
-        self.sources = datasets.sources(self.datasets)
+        self.samples = SampleRules(self.datasets, self.sheets)
+        self.sources = datasets.sources(self.datasets) | self.samples.sources()
         if self.is_main:
             seen_by = {"backend": self.backend, "seed": self.config["seed"]}
             check_converted(self.datasets, self.sources, "results", **seen_by)
             lines += [line, *overruled(config_files, self.datasets, SECTIONS)]
+            lines += self.samples.lines("results")
             if not self.is_elsewhere:
                 lines += plan_lines(self.config, self.backend, "results")
             share_terminal(logger)
@@ -145,7 +152,7 @@ class Session:
         Keep a second run out of this working directory: the kernel lets go of the lock when this
         process ends. Find or start the worker that steps run in, or look at the cluster that is
         there for them. Remove what the run will make again, and what follows from it. Before that,
-        refuse names of clusters that there are not.
+        refuse names of clusters that there are not, and samples that cannot be merged.
 
         Raises
         ------
@@ -157,6 +164,8 @@ class Session:
         if not snakemake_internals.runs_elsewhere(self.workflow):
             snakemake_internals.lift_rate_limit(self.workflow)
         self._lock = directory_lock(os.getcwd())
+        for line in self.samples.check(snakemake_internals.due_jobs(self.workflow)):
+            logger.warning(line)
         check_standing(self.workflow, self.datasets)
         due, may_start = self._steps_for_worker()
         if self.scheduler:

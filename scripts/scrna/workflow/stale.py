@@ -24,6 +24,9 @@ from scrna.workflow import snakemake_internals
 from scrna.workflow.job import Job
 from scrna.workflow.snakemake_internals import Place
 
+#: Where results lie in the folder of a dataset: its own, of a representation, of a sample.
+DEPTHS = ("*", "*/*", "samples/*/*")
+
 
 def following(due: Iterable[Job], there: Iterable[Job], kept: Iterable[Job] = ()) -> list[Job]:
     """Find what follows from the jobs of a run, in the order in which it may be removed.
@@ -135,8 +138,8 @@ def places(workflow: Any, datasets: Iterable[str]) -> list[Place]:
     datasets
         The datasets.
     """
-    patterns = [("results", f"{name}/{depth}") for name in datasets for depth in ("*", "*/*")]
-    patterns += [("resources", f"{name}.*") for name in datasets]
+    patterns = [("results", f"{name}/{depth}") for name in datasets for depth in DEPTHS]
+    patterns += [("resources", f"{name}{of}") for name in datasets for of in (".*", "/*")]
     files = [str(path) for folder, pattern in patterns for path in Path(folder).glob(pattern)]
     return snakemake_internals.places(workflow, files)
 
@@ -188,9 +191,12 @@ def remove_leftovers(datasets: Iterable[str]) -> int:
         for pattern in (
             f"results/{name}/.*.tmp-*",
             f"results/{name}/*/.*.tmp-*",
+            f"results/{name}/samples/*/.*.tmp-*",
             f"resources/.{name}.*.tmp-*",
+            f"resources/{name}/.*.tmp-*",
             f"benchmarks/{name}/.*.tmp-*",
             f"benchmarks/{name}/*/.*.tmp-*",
+            f"benchmarks/{name}/samples/*/.*.tmp-*",
         )
     ]
     leftovers = [path for pattern in patterns for path in Path().glob(pattern)]
