@@ -1,8 +1,8 @@
-"""Purpose: quality control, filter, normalisation and highly variable genes.
+"""Purpose: quality control, doublets, filter, normalisation and highly variable genes.
 
 Inputs: counts.zarr.
 
-Outputs: results/{dataset}/qc.h5, filter.h5, filter.csv, normalize.h5, hvg.h5. The matrix itself is not written again.
+Outputs: results/{dataset}/qc.h5, doublets.h5, doublets.csv, filter.h5, filter.csv, normalize.h5, hvg.h5. The matrix itself is not written again.
 """
 
 
@@ -31,11 +31,44 @@ rule qc:
         "../scripts/qc.py"
 
 
+rule doublets:
+    """Score doublets in each sample."""
+    input:
+        counts=rules.convert.output.counts,
+    output:
+        out="results/{dataset}/doublets.h5",
+        table=report(
+            "results/{dataset}/doublets.csv",
+            caption="captions/doublets.rst",
+            category="{dataset}",
+            subcategory="Tables",
+            labels={"table": "doublets"},
+        ),
+    log:
+        "logs/{dataset}/doublets.log",
+    benchmark:
+        "benchmarks/{dataset}/doublets.tsv"
+    conda:
+        environment
+    threads: STEP_THREADS
+    resources:
+        gpu=GPU,
+        mem_mb=memory("doublets"),
+    params:
+        settings=settings("doublets"),
+        code=code("doublets"),
+    message:
+        "{wildcards.dataset}: doublets"
+    script:
+        "../scripts/doublets.py"
+
+
 rule filter:
     """Choose the cells and genes to keep."""
     input:
         counts=rules.convert.output.counts,
         qc=rules.qc.output.out,
+        doublets=targets.doublets,
     output:
         out="results/{dataset}/filter.h5",
         table=report(

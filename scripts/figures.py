@@ -6,9 +6,10 @@ Purpose
 
 Method
     Drawn from step files and columns of obs, never from the matrix. Up to 100,000 cells are drawn
-    as points; more are counted in small squares. Embeddings are coloured by cluster, batch, label
-    and quality, before and after integration side by side. Clusters with names in ``annotations``
-    are also shown as ``cell_type``. Figures without a scatter plot are written as SVG as well.
+    as points; more are counted in small squares. Embeddings are coloured by cluster, batch, label,
+    quality and doublets, before and after integration side by side. Clusters with names in
+    ``annotations`` are also shown as ``cell_type``. Figures without a scatter plot are written as
+    SVG as well.
 
 Settings
     ``dpi`` and ``formats`` of section ``figures``; for clusters and tsne ``batch_key``,
@@ -83,7 +84,8 @@ def figures(
     steps
         The step files of the representations that the topic shows, each in its representation's
         folder: of genes pca; of clusters leiden and umap; of tsne leiden and tsne; of trajectory
-        leiden, umap and trajectory; and the clusterings that the annotations name.
+        leiden, umap and trajectory; and the clusterings that the annotations name. Of clusters and
+        tsne also that of doublets, where they are looked for.
     out
         The folder of figures; an existing one is replaced.
     topic
@@ -104,16 +106,17 @@ def figures(
     """
     from scrna.plots.saving import save_folder
 
-    files = {(file.parent.name, file.stem): file for file in steps}
+    doublets = next((file for file in steps if file.stem == "doublets"), None)
+    files = {(file.parent.name, file.stem): file for file in steps if file != doublets}
     if topic == "genes":
         drawn = genes(hvg, filtered, files["pca", "pca"])
     elif topic == "trajectory":
         drawn = trajectories(files)
     else:
         columns = list(dict.fromkeys([*batch_key, *([label_key] if label_key else [])]))
-        drawn = (clusters if topic == "clusters" else tsne)(
-            files, *cell_groups(counts, filtered, columns, files, annotations or {}), qc, filtered
-        )
+        groups, types = cell_groups(counts, filtered, columns, files, annotations or {})
+        draw_topic = clusters if topic == "clusters" else tsne
+        drawn = draw_topic(files, groups, types, qc, filtered, doublets)
     save_folder(out, drawn, dpi=dpi, formats=formats, made=provenance())
 
 
@@ -129,23 +132,44 @@ def genes(hvg: Path, filtered: Path, pca: Path) -> Iterator[tuple]:
     yield "pca_variance", partial(draw.pca_variance, ratio, kept(filtered)[0].sum())
 
 
-def clusters(files: Files, groups: Groups, types: Groups, qc: Path, filtered: Path):
+def clusters(
+    files: Files,
+    groups: Groups,
+    types: Groups,
+    qc: Path,
+    filtered: Path,
+    doublets: Path | None = None,
+) -> Iterator[tuple]:
     """Yield the figures of clusters: name and function that draws it."""
     from scrna.plots import dataset_figures as draw
 
-    yield from embedding("UMAP", files, types | groups, qc, filtered)
+    yield from embedding("UMAP", files, types | groups, qc, filtered, doublets)
     for name, of in groups.items():
         safe = re.sub(r"[^\w.-]+", "_", name)[:LONGEST_NAME]
         yield f"clusters_by_{safe}", partial(draw.cluster_table, leiden_of(files), of, name)
 
 
-def tsne(files: Files, groups: Groups, types: Groups, qc: Path, filtered: Path) -> Iterator[tuple]:
+def tsne(
+    files: Files,
+    groups: Groups,
+    types: Groups,
+    qc: Path,
+    filtered: Path,
+    doublets: Path | None = None,
+) -> Iterator[tuple]:
     """Draw the t-SNE, where it was computed."""
-    yield from embedding("t-SNE", files, types | groups, qc, filtered)
+    yield from embedding("t-SNE", files, types | groups, qc, filtered, doublets)
 
 
-def embedding(name: str, files: Files, shown: Groups, qc: Path, filtered: Path) -> Iterator[tuple]:
-    """Draw an embedding by clusters, groups and qc columns, where it was computed."""
+def embedding(
+    name: str,
+    files: Files,
+    shown: Groups,
+    qc: Path,
+    filtered: Path,
+    doublets: Path | None = None,
+) -> Iterator[tuple]:
+    """Draw an embedding by clusters, groups, qc columns and doublets, where it was computed."""
     from scrna.plots import dataset_figures as draw
 
     of = coordinates(files, name.lower().replace("-", ""))
@@ -154,9 +178,20 @@ def embedding(name: str, files: Files, shown: Groups, qc: Path, filtered: Path) 
     cells, _ = kept(filtered)
     values = {label: step_files.read(qc, f"obs/{name}")[cells] for name, label in SHOWN.items()}
     values[SHOWN["total_counts"]] = np.log10(1 + values[SHOWN["total_counts"]])
+    if doublets:
+        shown = shown | {"doublets": flagged(doublets, cells)}
+        values["doublet score"] = step_files.read(doublets, "obs/doublet_score")[cells]
     points = draw.Embedding(name, of)
     drawn = partial(draw.embedding, points, leiden_of(files), shown, values)
     yield name.lower().replace("-", ""), drawn
+
+
+def flagged(doublets: Path, cells: np.ndarray) -> "pd.Categorical":
+    """Read which of the kept cells are predicted doublets."""
+    import pandas as pd
+
+    flags = step_files.read(doublets, "obs/predicted_doublet")[cells]
+    return pd.Categorical.from_codes(flags.astype(int), ["single cell", "doublet"])
 
 
 def trajectories(files: Files) -> Iterator[tuple]:

@@ -5,34 +5,37 @@ Purpose
 
 Method
     A cell is removed if it breaks a bound of section ``filter``; a gene if fewer than ``min_cells``
-    of the kept cells have it.
+    of the kept cells have it. With ``mad`` there are bounds from the data too: so many MADs from
+    the median of the cell's sample (`scrna.methods.outliers`). A cell has to pass both kinds, so
+    the tighter bound counts. Bounds by MAD have the names of the fixed ones with ``_mad`` appended.
 
 Settings
     Section ``filter``.
 
 Inputs
-    ``counts.zarr``, qc.
+    ``counts.zarr``, qc; doublets if they are removed.
 
 Outputs
     A step file: obs ``keep``, ``filter_reason`` (all bounds that a cell breaks); var ``keep``,
     ``n_cells_kept``.
 
-    ``filter.csv``: per bound the number of cells that break it, and that break only it.
+    ``filter.csv``: per bound the number of cells that break it, and that break only it; then the
+    same per sample.
 """
 
-import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scrna.atomic import replacing
-from scrna.data import step_files
+from scrna.data import filter_csv, step_files
 from scrna.data.counts import Counts
 from scrna.data.data_checks import check_cells, check_kept_genes
+from scrna.data.samples import Samples, samples_of
 from scrna.errors import UserError
 from scrna.log import log
+from scrna.methods.outliers import mad_bounds
 from scrna.step import step
 from scrna.workflow.rule import run
 
@@ -46,6 +49,18 @@ BOUNDS = {
     "max_pct_ribo": ("pct_counts_ribo", "max"),
     "max_pct_hb": ("pct_counts_hb", "max"),
 }
+#: Column of qc that ``mad`` names → its lower and its upper bound, None where that side has none,
+#: and whether it is compared as log1p.
+MAD_BOUNDS = {
+    "total_counts": ("min_counts_mad", "max_counts_mad", True),
+    "n_genes_by_counts": ("min_genes_mad", "max_genes_mad", True),
+    "pct_counts_mt": (None, "max_pct_mt_mad", False),
+}
+#: Cells left in a sample, and the share of them that a sample may lose, without a warning.
+FEWEST_OF_SAMPLE = 50
+MOST_LOST = 0.5
+#: Samples that a message lists.
+_MOST_LISTED = 10
 #: Threads that read, at most: more than the disk or the memory gives are of no use.
 _READERS = 8
 
@@ -56,10 +71,14 @@ def filter_cells(
     qc: Path,
     out: Path,
     table: Path,
+    doublets: Path | Sequence[Path] = (),
     *,
     min_cells: int | None,
     missing_mt: str,
     fewest_cells: int,
+    mad: Mapping[str, float | None] | None = None,
+    by: str | None = None,
+    remove_doublets: bool = False,
     threads: int = 1,
     named: dict[str, Any] | None = None,
     **bounds: float | None,
@@ -73,13 +92,22 @@ def filter_cells(
     out
         The step file: obs keep, filter_reason (n_obs); var keep, n_cells_kept (n_vars).
     table
-        CSV: a row a bound, with how many cells broke it, and broke it alone.
+        CSV: a row a bound, with how many cells broke it, and broke it alone; after them the same of
+        each sample, where there are samples.
+    doublets
+        The step file of ``doublets`` where `remove_doublets`, else empty.
     min_cells
         Genes in fewer of the cells that stay go; None keeps all.
     missing_mt
-        ``refuse`` or ``skip`` max_pct_mt where there is no mitochondrial gene.
+        ``refuse`` or ``skip`` bounds on pct_counts_mt where there is no mitochondrial gene.
     fewest_cells
         Fewer cells left are refused.
+    mad
+        Column of qc (those of `MAD_BOUNDS`) → MADs from the median of a sample; None is no bound.
+    by
+        Column of obs with the sample of each cell; None takes all cells as one sample.
+    remove_doublets
+        Whether predicted doublets go.
     threads
         CPU threads that read.
     named
@@ -94,15 +122,17 @@ def filter_cells(
         If too few cells or no genes are left, or max_pct_mt cannot be applied, or if what the
         config names was removed.
     """
-    if bounds["max_pct_mt"] is not None and not step_files.read(qc, "var/mt").any():
-        bounds["max_pct_mt"] = _without_mt(bounds["max_pct_mt"], missing_mt)
-    bounds = {name: bound for name, bound in bounds.items() if bound is not None}
-    broken = {name: breaks(qc, name, bound) for name, bound in bounds.items()}
-    keep, reason = reasons(broken, len(step_files.read(qc, "obs/total_counts")))
-    rows = tally(broken, bounds)
+    store = Counts(counts)
+    samples = samples_of(store, by, "filter.by")
+    broken, limits = breaking(qc, bounds, mad or {}, samples, missing_mt)
+    if remove_doublets:
+        broken["doublet"] = step_files.read(doublets, "obs/predicted_doublet")
+    keep, reason = reasons(broken, store.shape[0])
+    rows = filter_csv.tally(broken, limits)
     if (n_kept := int(keep.sum())) < fewest_cells:
         raise UserError(_too_few(n_kept, len(keep), fewest_cells, rows))
-    store = Counts(counts)
+    if by is not None:
+        warn_of_samples(samples, keep, by)
     if named:
         _check_kept_cells(store, keep, named)
     n_cells = cells_per_gene(store, step_files.read(qc, "var/n_cells_by_counts"), keep, threads)
@@ -112,7 +142,8 @@ def filter_cells(
         raise UserError(msg)
     if named:
         check_kept_genes(named, store.genes(), store.gene_ids, n_cells, keep_genes)
-    _write_table(table, rows, keep, keep_genes, min_cells)
+    of_samples = [] if by is None else filter_csv.tally_samples(broken, limits, keep, samples)
+    filter_csv.write(table, rows, keep, keep_genes, min_cells, of_samples)
     step_files.write(
         out,
         {
@@ -123,7 +154,8 @@ def filter_cells(
         },
         table=lambda: table,
     )
-    taken = "; ".join(in_words(row) for row in rows if row["cells"]) or "no cell breaks a bound"
+    taken = "; ".join(filter_csv.in_words(row) for row in rows if row["cells"])
+    taken = taken or "no cell breaks a bound"
     log.info("%s of %s cells kept; %s", f"{n_kept:,}", f"{len(keep):,}", taken)
     log.info(
         "%s of %s genes kept, found in at least %s cells",
@@ -131,6 +163,42 @@ def filter_cells(
         f"{len(keep_genes):,}",
         min_cells or 0,
     )
+
+
+def breaking(
+    qc: Path,
+    bounds: Mapping[str, float | None],
+    mad: Mapping[str, float | None],
+    samples: Samples,
+    missing_mt: str,
+) -> tuple[dict[str, np.ndarray], dict[str, float | np.ndarray]]:
+    """Flag the cells that break each bound.
+
+    Parameters
+    ----------
+    qc, bounds, mad, missing_mt
+        As in `filter_cells`.
+    samples
+        The sample of each cell.
+
+    Returns
+    -------
+    broken
+        Bound → flags of the cells that break it, bool (n_obs).
+    limits
+        Bound → its value; of a bound by MAD that of each sample.
+    """
+    fixed = {name: bound for name, bound in bounds.items() if bound is not None}
+    by_mad = {column: n_mads for column, n_mads in mad.items() if n_mads is not None}
+    if not step_files.read(qc, "var/mt").any():
+        _without_mt("max_pct_mt", fixed.pop("max_pct_mt", None), missing_mt)
+        _without_mt("mad.pct_counts_mt", by_mad.pop("pct_counts_mt", None), missing_mt)
+    broken = {name: breaks(qc, name, bound) for name, bound in fixed.items()}
+    limits: dict[str, float | np.ndarray] = dict(fixed)
+    for column, n_mads in by_mad.items():
+        for name, flags, of_samples in outliers(qc, column, n_mads, samples):
+            broken[name], limits[name] = flags, of_samples
+    return broken, limits
 
 
 def breaks(qc: Path, name: str, bound: float) -> np.ndarray:
@@ -168,35 +236,70 @@ def reasons(broken: dict[str, np.ndarray], n_obs: int) -> tuple[np.ndarray, step
     return bits == 0, step_files.Categories(codes, names)
 
 
-def tally(broken: dict[str, np.ndarray], bounds: dict[str, float]) -> list[dict]:
-    """Count the cells that break each bound, and that break it alone."""
-    how_many = sum((flags.astype(int) for flags in broken.values()), start=0)
-    return [
-        {
-            "criterion": name,
-            "bound": bounds[name],
-            "cells": int(flags.sum()),
-            "cells_by_this_alone": int((flags & (how_many == 1)).sum()),
-        }
-        for name, flags in broken.items()
+def outliers(
+    qc: Path, column: str, n_mads: float, samples: Samples
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Find the cells that lie too many MADs from the median of their sample.
+
+    Parameters
+    ----------
+    qc
+        The step file of ``qc``.
+    column
+        One of `MAD_BOUNDS`.
+    n_mads
+        How many MADs are allowed.
+    samples
+        The sample of each cell.
+
+    Yields
+    ------
+    The name of a bound, flags of the cells that break it, and the bound of each sample in the
+    column's own unit; NaN where a sample has none, of which a warning tells.
+    """
+    lower, upper, is_log = MAD_BOUNDS[column]
+    values = step_files.read(qc, f"obs/{column}").astype(float)
+    values = np.log1p(values) if is_log else values
+    low, high = mad_bounds(values, samples, n_mads)
+    if (without := np.isnan(low)).any():
+        log.warning(
+            "filter.mad.%s sets no bound in %s: half of the cells or more have the same value, "
+            "so that the MAD is zero",
+            column,
+            _listed([samples.names[place] for place in np.flatnonzero(without)]),
+        )
+    back = np.expm1 if is_log else np.array
+    # held against each other as log1p, where the median of equal values is exactly that value
+    if lower:
+        yield lower, values < low[samples.codes], back(low)
+    yield upper, values > high[samples.codes], back(high)
+
+
+def warn_of_samples(samples: Samples, keep: np.ndarray, by: str) -> None:
+    """Warn of samples of which little is left."""
+    n_all, n_kept = samples.sizes(), samples.sizes(keep)
+    said = [
+        f"{name} ({left:,} of {n:,} stay)"
+        for name, left, n in zip(samples.names, n_kept, n_all, strict=True)
     ]
+    found = {
+        "over half of the cells go": n_kept < (1 - MOST_LOST) * n_all,
+        f"under {FEWEST_OF_SAMPLE} cells are left": n_kept < FEWEST_OF_SAMPLE,
+    }
+    for what, flags in found.items():
+        if flags.any():
+            log.warning(
+                "%s in %s: look at the bounds of each sample in filter.csv",
+                what,
+                _listed([said[place] for place in np.flatnonzero(flags)], of=f"samples of {by}"),
+            )
 
 
-def as_text(rows: list[dict]) -> str:
-    """Lay the table out for a log or a message."""
-    return "\n".join(
-        f"  {row['criterion']:>13} {row['bound']:<8g} takes {row['cells']:>10,} cells, "
-        f"{row['cells_by_this_alone']:,} by itself"
-        for row in rows
-    )
-
-
-def in_words(row: dict) -> str:
-    """Write how many cells a bound removed: ``57 over 5 % mt``."""
-    kind, what = row["criterion"].split("_", 1)
-    where = "under" if kind == "min" else "over"
-    unit = what.replace("pct_", "% ")
-    return f"{row['cells']:,} {where} {row['bound']:g} {unit}"
+def _listed(names: list[str], of: str = "samples") -> str:
+    """Name the first of several samples."""
+    shown = ", ".join(names[:_MOST_LISTED])
+    more = f" and {len(names) - _MOST_LISTED:,} more" if len(names) > _MOST_LISTED else ""
+    return f"{len(names):,} {of}: {shown}{more}"
 
 
 def cells_per_gene(
@@ -226,17 +329,19 @@ def _check_kept_cells(store: Counts, keep: np.ndarray, named: dict[str, Any]) ->
     check_cells(named, column, names, is_filtered=True)
 
 
-def _without_mt(bound: float, missing_mt: str) -> None:
-    """Leave max_pct_mt out, or refuse to."""
+def _without_mt(name: str, bound: float | None, missing_mt: str) -> None:
+    """Leave a bound on mitochondrial counts out, or refuse to."""
+    if bound is None:
+        return
     if missing_mt == "refuse":
         msg = (
-            f"filter.max_pct_mt is {bound:g}, but qc found no mitochondrial gene. Set "
+            f"filter.{name} is {bound:g}, but qc found no mitochondrial gene. Set "
             "datasets.NAME.gene_symbols to the column with symbols or qc.mt to the genes; "
-            "or set filter.max_pct_mt to null, or filter.missing_mt to skip"
+            f"or set filter.{name} to null, or filter.missing_mt to skip"
         )
         raise UserError(msg)
     log.warning(
-        "max_pct_mt is skipped: there is no mitochondrial gene (filter.missing_mt: %s)", missing_mt
+        "%s is skipped: there is no mitochondrial gene (filter.missing_mt: %s)", name, missing_mt
     )
 
 
@@ -249,23 +354,8 @@ def _too_few(n_kept: int, n_obs: int, fewest_cells: int, rows: list[dict]) -> st
         )
     return (
         f"{n_kept:,} of {n_obs:,} cells pass the filter, fewer than filter.fewest_cells "
-        f"({fewest_cells}). Loosen the bounds that removed the most:\n{as_text(rows)}"
+        f"({fewest_cells}). Loosen the bounds that removed the most:\n{filter_csv.as_text(rows)}"
     )
-
-
-def _write_table(
-    path: Path, rows: list[dict], keep: np.ndarray, keep_genes: np.ndarray, min_cells: int | None
-) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        fields = ["criterion", "bound", "cells", "cells_by_this_alone", "genes"]
-        writer = csv.DictWriter(file, fields)
-        writer.writeheader()
-        writer.writerow({"criterion": "all", "cells": len(keep), "genes": len(keep_genes)})
-        writer.writerows(rows)
-        gone = int((~keep_genes).sum())
-        writer.writerow({"criterion": "min_cells", "bound": min_cells, "genes": gone})
-        kept = {"criterion": "kept", "cells": int(keep.sum()), "genes": int(keep_genes.sum())}
-        writer.writerow(kept)
 
 
 if __name__ == "__main__":

@@ -13,17 +13,17 @@ Inputs
     ``counts.zarr`` (obs), qc, filter, ``filter.csv``.
 
 Outputs
-    A folder: ``qc_violins`` (before filtering, with the bounds), ``qc_scatter`` (kept and removed
-    cells), ``filter`` (cells removed by each bound).
+    A folder: ``qc_violins`` (before filtering, with the bounds, per sample if they differ),
+    ``qc_scatter`` (kept and removed cells), ``filter`` (cells removed by each bound).
 """
 
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from scrna.damage import reading
-from scrna.data import step_files
+from scrna.data import filter_csv, step_files
 from scrna.data.counts import Counts, kept
+from scrna.data.samples import samples_of
 from scrna.provenance import provenance
 from scrna.step import step
 from scrna.workflow.rule import run
@@ -54,7 +54,8 @@ def qc_figures(
     formats
         ``png``, and ``svg`` for figures without a scatter plot.
     batch_key
-        obs columns of batches, the first of which the violins go by; none shows the cells as one.
+        obs columns of batches. The violins go by the samples that the filter goes by, else by the
+        first of these; none shows the cells as one.
     """
     from scrna.plots.saving import save_folder
 
@@ -78,18 +79,29 @@ def pictures(
     """
     import pandas as pd
 
-    from scrna.plots import dataset_figures as draw
+    from scrna.plots import quality_figures as draw
     from scrna.plots.style import as_groups
 
     cells, _ = kept(filtered)
-    step_files.check_table(table)
-    with reading(table):
-        removed = pd.read_csv(table)
+    rows, of_samples = filter_csv.read(table)
+    removed = pd.DataFrame.from_dict(rows, orient="index", dtype=float)
+    removed = removed.rename_axis("criterion").reset_index()
     quality = pd.DataFrame({name: step_files.read(qc, f"obs/{name}") for name in draw.QC})
+    by = step_files.provenance_of(filtered)["parameters"].get("by")
     batch = None
-    if batch_key:
+    if by:
+        batch = pd.Categorical.from_codes(*samples_of(Counts(counts), by, "filter.by"))
+    elif batch_key:
         batch = as_groups(Counts(counts).obs(batch_key[:1])[batch_key[0]])
-    yield "qc_violins", partial(draw.qc_violins, quality, batch, removed)
+    own = {
+        sample: {
+            name: row["bound"]
+            for name, row in found.items()
+            if rows[name]["bound"] is None and row["bound"] is not None
+        }
+        for sample, found in of_samples.items()
+    }
+    yield "qc_violins", partial(draw.qc_violins, quality, batch, removed, own)
     yield "qc_scatter", partial(draw.qc_scatter, quality, cells, removed)
     yield "filter", partial(draw.filter_bars, removed)
 

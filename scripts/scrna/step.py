@@ -211,7 +211,7 @@ def _digests(files: Mapping[str, Any]) -> dict[str, str | list[str]]:
     """Digests of the inputs among a step's files, by parameter name; outputs do not exist yet."""
     found = {}
     for name, value in files.items():
-        if isinstance(value, list):
+        if isinstance(value, list | tuple):
             digest = [known for item in value if (known := step_files.digest_of(Path(item)))]
         else:
             digest = step_files.digest_of(Path(value))

@@ -24,7 +24,7 @@ class Step:
         Where its step file lies, for a step whose slots become part of ``final.zarr``: ``dataset``
         for ``results/{dataset}``, ``rep`` for a folder of each representation.
     is_optional
-        Whether its section has ``enabled``.
+        Whether its section has ``enabled``, or a ``method`` that may be ``none``.
     is_clustering
         Whether its result is a clustering: a column of obs with the step's name, and one with
         the resolution for each of several.
@@ -50,6 +50,7 @@ _ON_GPU = ("backend", "seed")
 STEPS = {
     "simulate": Step(uses=("seed",)),
     "qc": Step(uses=("backend",), result="dataset", matrix="blocks", light_on=("cpu", "gpu")),
+    "doublets": Step(uses=_ON_GPU, result="dataset", is_optional=True),
     "filter": Step(),
     "normalize": Step(uses=("backend",), matrix="blocks", light_on=("cpu", "gpu")),
     "hvg": Step(uses=("backend",), result="dataset", matrix="either"),

@@ -39,6 +39,8 @@ def settings():
 
     def of(step: str, **more) -> dict:
         section = {k: v for k, v in sections[step].items() if k not in ("enabled", "h5ad")}
+        if "by" in section:  # auto is resolved before a step is called
+            section["by"] = None
         return section | more
 
     return of

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 from sklearn.metrics import adjusted_rand_score
 
 from scripts.harmony import harmony
@@ -325,6 +326,47 @@ def test_trajectory_agrees(analyses, counts, settings, tmp_path, root):
     r = np.corrcoef(times[0][finite], times[1][finite])[0, 1]
     print(f"pseudotime GPU against CPU: r {r:.4f}")
     assert r > 0.99
+
+
+def test_doublets_are_within_a_reseed(counts, settings, tmp_path):
+    """Scores on the GPU are as near to the CPU's as those of another seed, and made ones are found.
+
+    A seed draws other doublets to compare with, and the libraries draw differently from the same.
+    """
+    from scripts.doublets import doublets
+
+    scores, called = {}, {}
+    for name, on, seed in (("cpu", "cpu", 0), ("reseed", "cpu", 1), ("gpu", "gpu", 0)):
+        out = tmp_path / f"{name}.h5"
+        given = {"method": "scrublet", "backend": on, "seed": seed}
+        doublets(counts, out, out.with_suffix(".csv"), **settings("doublets", **given))
+        scores[name] = step_files.read(out, "obs/doublet_score")
+        called[name] = step_files.read(out, "obs/predicted_doublet").mean()
+    assert np.isfinite(scores["gpu"]).all()
+    between = {n: spearmanr(scores["cpu"], scores[n]).statistic for n in ("reseed", "gpu")}
+    print(f"doublet scores against the CPU's: {between}; predicted: {called}")
+    assert between["gpu"] > between["reseed"] - 0.05
+    assert 0 < called["gpu"] < 0.25
+
+
+def test_doublets_on_the_gpu_are_the_same_alone_and_beside_others(tmp_path):
+    from scripts.convert import convert
+    from scripts.doublets import doublets
+    from scrna.ingest.simulate import Simulation
+
+    Simulation(n_obs=1200, n_vars=2000, n_batches=2, seed=0).write_h5ad(tmp_path / "both.h5ad")
+    found = {}
+    for name, keep in (("both", {}), ("one", {"batch": ["batch_2"]})):
+        folder = tmp_path / name
+        folder.mkdir()
+        store = folder / "counts.zarr"
+        source = tmp_path / "both.h5ad"
+        convert(source, store, folder / "counts.json", dataset=name, keep_obs=keep)
+        given = {"method": "scrublet", "by": "batch", "expected_rate": None, "seed": 0}
+        doublets(store, folder / "d.h5", folder / "d.csv", **given, backend="gpu")
+        own = Counts(store).obs(["batch"])["batch"] == "batch_2"
+        found[name] = step_files.read(folder / "d.h5", "obs/doublet_score")[own]
+    np.testing.assert_allclose(found["one"], found["both"], rtol=1e-5)
 
 
 def test_harmony_mixes_cell_lines(real_data, settings, tmp_path):

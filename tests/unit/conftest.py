@@ -43,6 +43,8 @@ def settings() -> Callable[..., dict]:
         section = {k: v for k, v in _defaults()[step].items() if k not in ("enabled", "h5ad")}
         if step == "hvg":
             section["batch_key"] = None
+        if "by" in section:
+            section["by"] = None
         return section | changes
 
     return of

@@ -23,7 +23,7 @@ from tests.workflow.processes import runtime
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = Path(__file__).parent / "configs"
 #: What the shared run does for the dataset `plain`, beside what it does for `toy`.
-FEATURES = ["seurat_v3", "scaled", "tsne", "resolutions", "labels", "h5ad"]
+FEATURES = ["seurat_v3", "scaled", "tsne", "resolutions", "labels", "h5ad", "doublets"]
 CODE = ["Snakefile", "rules", "scripts", "config", "profiles", "envs"]
 CODE += ["cpu", "slurm", "spark", "workstation"]
 

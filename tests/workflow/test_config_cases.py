@@ -76,6 +76,17 @@ def test_pseudotime_follows_the_truth(request, name):
     assert adata.obs["dpt_pseudotime"].corr(adata.obs["pseudotime"], method="spearman") > 0.6
 
 
+def test_doublets_are_removed(done, toy, plain):
+    results = done.folder / "results/plain"
+    flags = step_files.read(results / "doublets.h5", "obs/predicted_doublet")
+    reasons = step_files.read(results / "filter.h5", "obs/filter_reason")
+    assert ["doublet" in reason for reason in reasons] == flags.tolist()
+    assert not plain.obs["predicted_doublet"].any()
+    assert np.isfinite(plain.obs["doublet_score"]).all()
+    assert plain.uns["doublets"]["n_doublets"].tolist() == [flags.sum()]
+    assert "doublet_score" not in toy.obs
+
+
 def test_h5ad_and_zarr_are_the_same(done, plain):
     store = ad.read_zarr(done.folder / "results/plain/final.zarr")
     assert store.X is None

@@ -15,7 +15,8 @@ markers toy/harmony, trajectory toy/harmony, integration_scores toy, integration
 qc_figures toy/qc,
 figures toy/figures/genes, figures toy/figures/clusters, figures toy/figures/trajectory,
 marker_figures toy/pca, marker_figures toy/harmony, report toy, final toy,
-simulate plain, convert plain, qc plain, filter plain, normalize plain, matrix plain, hvg plain,
+simulate plain, convert plain, qc plain, doublets plain, filter plain, normalize plain,
+matrix plain, hvg plain,
 pca plain/pca, neighbors plain/pca, umap plain/pca, tsne plain/pca, leiden plain/pca,
 louvain plain/pca, markers plain/pca, trajectory plain/pca, final plain, h5ad plain
 """
@@ -54,7 +55,8 @@ HVG = of("hvg") | PCA
 NORMALIZE = of("normalize matrix markers") | HVG
 FILTER = of("filter qc_figures") | NORMALIZE
 QC = of("qc") | FILTER
-CONVERT = of("convert") | QC
+DOUBLETS = of("doublets") | at("plain", FILTER)  # plain removes them
+CONVERT = of("convert") | QC | DOUBLETS
 SIMULATE = of("simulate") | CONVERT
 
 #: What is laid over the config → what is due.
@@ -63,6 +65,11 @@ CHANGES = {
     "seed: 1": SIMULATE,
     "qc: {percent_top: [20]}": QC,
     "filter: {max_genes: 250}": FILTER,
+    "filter: {mad: {total_counts: 5}}": FILTER,
+    "filter: {mad: {total_counts: null}}": set(),
+    "datasets: {toy: {filter: {by: status}}}": at("toy", FILTER),
+    "datasets: {plain: {doublets: {expected_rate: 0.1}}}": DOUBLETS,
+    "datasets: {toy: {doublets: {expected_rate: 0.1}}}": set(),  # it looks for none
     "normalize: {target_sum: 5000}": NORMALIZE,
     "hvg: {n_top_genes: 100}": HVG,
     "pca: {n_comps: 18}": PCA,
@@ -89,6 +96,11 @@ CHANGES = {
     | at("toy", FINAL),
     "integration: {enabled: false}": at("toy", FINAL),
     "louvain: {enabled: true}": jobs("louvain toy/pca, louvain toy/harmony") | at("toy", FINAL),
+    "doublets: {method: scrublet}": {"doublets toy"} | CLUSTERS | at("toy", FINAL),
+    "datasets: {toy: {doublets: {method: scrublet}, filter: {remove_doublets: true}}}": {
+        "doublets toy"
+    }
+    | at("toy", FILTER),
     "final: {h5ad: true}": {"h5ad toy"},
     "datasets: {plain: {final: {h5ad: false}}}": set(),
     "datasets: {toy: {markers: {enabled: false}}}": at("toy", FINAL),
@@ -128,6 +140,8 @@ EDITS = {
     ("scripts/scrna/data/graph.py", "CODE"): of("tsne") | GENES | NEIGHBORS,
     ("scripts/scrna/methods/cluster_names.py", "CODE"): of("louvain") | LEIDEN,
     ("scripts/scrna/methods/clustering.py", "CODE"): of("louvain") | LEIDEN,
+    ("scripts/scrna/methods/outliers.py", "CODE"): FILTER,
+    ("scripts/scrna/methods/doublets.py", "CODE"): DOUBLETS,
     ("scripts/scrna/plots/style.py", "CODE"): ALL_DRAWN,
     ("scripts/scrna/data/benchmarks.py", "CODE"): {"report toy"},
     ("scripts/scrna/report/report.css", "STYLE"): {"report toy"},

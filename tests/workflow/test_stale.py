@@ -22,6 +22,7 @@ FOLLOWS = {
     "simulate": table.SIMULATE,
     "convert": table.CONVERT,
     "qc": table.QC,
+    "doublets": table.DOUBLETS,
     "filter": table.FILTER,
     "normalize": table.NORMALIZE,
     "matrix": table.of("matrix final h5ad"),
@@ -49,6 +50,7 @@ IN_SHORT = ["simulate", "filter", "harmony", "leiden", "figures", "final"]
 #: What each rule writes, below results/ and the place of its job.
 OUTPUTS = {
     "convert": ["counts.zarr", "counts.json"],
+    "doublets": ["doublets.h5", "doublets.csv"],
     "filter": ["filter.h5", "filter.csv"],
     "markers": ["markers.h5", "markers.csv"],
     "integration": ["integration.h5", "integration.csv"],

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from scrna.config.file_formats import folder_advice
-from scrna.config.settings import batch_keys
+from scrna.config.settings import batch_keys, is_made
 from scrna.config.source_address import (
     address_digest,
     check_file,
@@ -58,6 +58,9 @@ def required_obs(dataset: Mapping[str, Any], name: str) -> dict[str, str]:
         wanted[dataset["label_key"]] = f"{where}.label_key"
     if dataset["hvg"]["batch_key"] not in (None, "auto"):
         wanted[dataset["hvg"]["batch_key"]] = "hvg.batch_key"
+    for step in ("filter", *(["doublets"] if is_made(dataset, "doublets") else [])):
+        if (by := dataset[step]["by"]) not in ("auto", "none"):
+            wanted.setdefault(by, f"{step}.by")
     wanted |= dict.fromkeys(covariates(dataset), "pca.regress_out")
     groupby = dataset["markers"]["groupby"]
     if dataset["markers"]["enabled"] and not is_clustering(groupby):

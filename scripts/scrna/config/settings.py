@@ -18,7 +18,7 @@ from scrna.config.schema import (
 )
 from scrna.errors import UserError
 from scrna.resources.plan import blocks_problems
-from scrna.steps import MATRIX_STEPS, SECTIONS
+from scrna.steps import MATRIX_STEPS, SECTIONS, section_of
 
 #: `run: auto`: bytes of GPU memory from which a dataset is taken.
 PICKS = [(96e9, "cell_atlas"), (24e9, "brain_1m")]
@@ -139,6 +139,34 @@ def batch_keys(dataset: Mapping[str, Any]) -> list[str]:
     return [keys] if isinstance(keys, str) else list(keys)
 
 
+def sample_key(dataset: Mapping[str, Any], asked: str = "auto") -> str | None:
+    """Return the obs column with the sample of each cell.
+
+    Parameters
+    ----------
+    dataset
+        A dataset of a `complete` config.
+    asked
+        A setting ``by``: auto, none or a column. Auto is the ``sample`` of a sample sheet, else the
+        first column of batch_key.
+
+    Returns
+    -------
+    None where all cells count as one sample.
+    """
+    if asked != "auto":
+        return None if asked == "none" else asked
+    if dataset.get("samples"):
+        return "sample"
+    return next(iter(batch_keys(dataset)), None)
+
+
+def is_made(dataset: Mapping[str, Any], step: str) -> bool:
+    """Return whether the settings ask for a step that is optional."""
+    section = dataset[section_of(step)]
+    return bool(section.get("enabled", section.get("method") != "none"))
+
+
 def annotations(dataset: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Return the cluster names of a dataset, with cluster numbers as text."""
     return {
@@ -166,6 +194,8 @@ def _problems(dataset: Mapping[str, Any], backend: str) -> Iterator[str]:
     for low, high in (("min_counts", "max_counts"), ("min_genes", "max_genes")):
         if None not in (bounds[low], bounds[high]) and bounds[low] > bounds[high]:
             yield f"filter.{low} is {bounds[low]}, above filter.{high}, {bounds[high]}"
+    if bounds["remove_doublets"] and not is_made(dataset, "doublets"):
+        yield "filter.remove_doublets is true, but doublets.method is none; set it to scrublet"
     root = dataset["trajectory"]["root"] or {}
     if "label" in root and not dataset["label_key"]:
         yield "trajectory.root names a label, but label_key is not set"

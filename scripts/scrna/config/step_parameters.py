@@ -6,11 +6,13 @@ A change of the config reruns the steps whose parameters change by it, and what 
 from collections.abc import Mapping
 from typing import Any
 
-from scrna.config.settings import annotations, batch_keys
+from scrna.config.settings import annotations, batch_keys, sample_key
 from scrna.steps import STEPS, section_of
 
 #: Topics of the pictures that show cells by batch, label and named clusters.
 TOPICS_BY_CELL = ("clusters", "tsne")
+#: Columns of qc that filter.mad bounds.
+MAD_COLUMNS = ("total_counts", "n_genes_by_counts", "pct_counts_mt")
 #: Keys of a section that say whether something is made, not how.
 _SWITCHES = ("enabled", "h5ad")
 
@@ -55,7 +57,11 @@ def of_step(
         "annotations": annotations(dataset),
     }
     found |= {name: known[name] for name in STEPS[step].uses}
-    if step == "hvg" and found["batch_key"] == "auto":
+    if step == "filter":
+        found |= _of_filter(found, dataset)
+    elif step == "doublets":
+        found["by"] = sample_key(dataset, found["by"])
+    elif step == "hvg" and found["batch_key"] == "auto":
         found["batch_key"] = next(iter(batches), None)
     elif step == "integration":
         del found["n_cells"]
@@ -78,3 +84,13 @@ def of_step(
     elif step == "report":
         found["genes"] = dataset["figures"]["genes"]
     return dict(sorted(found.items()))
+
+
+def _of_filter(section: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``mad`` with every column, and the column that samples are told apart by.
+
+    Where nothing goes by samples there is none, so that another batch_key filters nothing anew.
+    """
+    mad = {column: (section["mad"] or {}).get(column) for column in MAD_COLUMNS}
+    goes_by_samples = section["by"] != "auto" or any(mad.values())
+    return {"mad": mad, "by": sample_key(dataset, section["by"]) if goes_by_samples else None}

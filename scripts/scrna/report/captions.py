@@ -18,8 +18,6 @@ TOPICS = {
     "trajectory": "Trajectory",
     "more": "More figures",
 }
-#: Rows of the filter's table that are no bounds on cells.
-_NO_BOUNDS = ("all", "kept", "min_cells")
 
 
 @dataclass(frozen=True)
@@ -87,11 +85,12 @@ def _qc_violins(results: Results, _what: str, _rep: str) -> tuple[str, str]:
     qc = results.parameters("qc")
     shown = (
         f"Counts, genes, and mitochondrial and ribosomal shares of all {len(results.keep):,} cells "
-        "before filtering, by batch if there are batches."
+        "before filtering, by sample or batch if there are any."
     )
     how = (
         "Violins with median (dot) and quartiles (bar); dashed lines are the bounds of the "
-        f"filter: {_bounds(results)}. Mitochondrial genes: {_value(qc['mt'])}; ribosomal genes: "
+        "filter, a line across one violin the bound of that sample: "
+        f"{_bounds(results)}. Mitochondrial genes: {_value(qc['mt'])}; ribosomal genes: "
         f"{_value(qc['ribo'])}."
     )
     return shown, how
@@ -251,12 +250,17 @@ def _leiden(results: Results) -> str:
 
 
 def _bounds(results: Results) -> str:
-    said = [
-        f"{name} {row['bound']:,g}"
-        for name, row in results.filtered.items()
-        if name not in _NO_BOUNDS
-    ]
-    return ", ".join(said) or "none"
+    said = [_bound(name, row["bound"]) for name, row in results.filter_rows.bounds().items()]
+    mad = results.parameters("filter").get("mad") or {}
+    by_mad = ", ".join(f"{n:g} for {column}" for column, n in mad.items() if n is not None)
+    of = results.parameters("filter").get("by")
+    where = f"the median of each {of}" if of else "the median"
+    note = f" (_mad: so many MADs from {where}: {by_mad})" if by_mad else ""
+    return (", ".join(said) or "none") + note
+
+
+def _bound(name: str, bound: float | None) -> str:
+    return name if bound is None else f"{name} {bound:,g}"
 
 
 def _settings(parameters: Mapping[str, Any], names: list[str]) -> str:

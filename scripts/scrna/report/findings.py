@@ -4,10 +4,13 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from scrna.data import step_files
 from scrna.report.results import Results
 
 #: Share of the cells that the filter may remove without a warning.
 _SHARE_TAKEN = 0.5
+#: Fraction of doublets above which a cluster is named in a warning.
+_DOUBLETS = 0.5
 #: Warnings of the conversion about names only, which change no result.
 _OF_NAMES = re.compile(
     "occur more than once|have no symbol|is named|other features are left out"
@@ -52,7 +55,8 @@ def findings(
     -------
     Warnings first.
     """
-    found = [*_of_filter(results), *_recorded(results), *_of_integration(results)]
+    found = [*_of_filter(results), *_recorded(results), *_of_doublets(results)]
+    found += _of_integration(results)
     found += [
         Finding("warning", step, f"The figure {name} could not be drawn and is left out: {why}")
         for step, name, why in results.not_drawn
@@ -93,6 +97,22 @@ def _of_filter(results: Results) -> Iterator[Finding]:
             "bounds in the figures under Quality control."
         )
         yield Finding("warning", "filter", text)
+
+
+def _of_doublets(results: Results) -> Iterator[Finding]:
+    """Name the clusters that are mostly doublets."""
+    if results.doublets is None:
+        return
+    for rep in results.reps:
+        clusters = step_files.read(results.files[rep, "leiden"], "obs/leiden")
+        shares = {name: results.doublets[clusters == name].mean() for name in clusters.categories}
+        if named := [f"{name} ({100 * s:.0f} %)" for name, s in shares.items() if s > _DOUBLETS]:
+            text = (
+                "Over half of the cells of these Leiden clusters are predicted doublets, so that "
+                f"they may be no cell type: {', '.join(named)}. filter.remove_doublets takes "
+                "doublets out."
+            )
+            yield Finding("warning", f"doublets ({rep})", text)
 
 
 def _of_integration(results: Results) -> Iterator[Finding]:

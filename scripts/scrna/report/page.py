@@ -16,6 +16,7 @@ from scrna.progress import short_duration
 from scrna.report.captions import TOPICS, Picture, pictures
 from scrna.report.findings import findings
 from scrna.report.results import REPRESENTATIONS, Markers, Results
+from scrna.report.samples import sample_rows
 
 SOURCES = Path(__file__).parent
 #: Bytes of all figures together, above which the largest are compressed again.
@@ -101,6 +102,7 @@ def page(
         numbers=numbers(results, usages),
         findings=findings(results, kind=config["kind"], unlabelled=unlabelled),
         filtered=results.filtered,
+        samples=sample_rows(results),
         clusters=[clusters(results, rep, markers.get(rep), annotations) for rep in results.reps],
         integration=results.integration,
         scores=_SCORES,
@@ -160,7 +162,8 @@ def clusters(
 
     Returns
     -------
-    rep, label, and rows: name, called (its name in annotations), colour, n, share, genes.
+    rep, label, and rows: name, called (its name in annotations), colour, n, share, genes,
+    doublets (fraction of predicted doublets; None without a search for them).
     """
     found = step_files.read(results.files[rep, "leiden"], "obs/leiden")
     groupby = results.parameters("markers", rep).get("groupby")
@@ -168,6 +171,7 @@ def clusters(
     called = _names_of(results, rep, "leiden", annotations)
     sizes = found.value_counts()
     names = list(found.categories)
+    flags = results.doublets
     rows = [
         {
             "name": name,
@@ -176,6 +180,7 @@ def clusters(
             "n": int(sizes[name]),
             "share": 100 * float(sizes[name]) / len(found),
             "genes": top.get(name, []),
+            "doublets": None if flags is None else float(flags[found == name].mean()),
         }
         for name, colour in colours_of(names).items()
     ]

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from scrna.damage import read_summary, reading
-from scrna.data import step_files
+from scrna.data import filter_csv, step_files
 from scrna.data.benchmarks import Usage, usage_of
 from scrna.data.counts import Counts
 from scrna.data.labels import numbered_labels
@@ -134,19 +134,25 @@ class Results:
         return [rep for rep in reversed(REPRESENTATIONS) if rep in there]
 
     @cached_property
-    def filtered(self) -> dict[str, dict[str, float | None]]:
-        """Rows of ``filter.csv`` by criterion: bound, cells, cells_by_this_alone, genes."""
-        step_files.check_table(self.filter_table)
-        with reading(self.filter_table), self.filter_table.open(newline="") as file:
-            return {
-                row.pop("criterion"): {key: float(v) if v else None for key, v in row.items()}
-                for row in csv.DictReader(file)
-            }
+    def filter_rows(self) -> filter_csv.Table:
+        """What ``filter.csv`` says of all cells, and of each sample."""
+        return filter_csv.read(self.filter_table)
+
+    @property
+    def filtered(self) -> filter_csv.Rows:
+        """Rows of ``filter.csv`` of all cells: bound, cells, cells_by_this_alone, genes."""
+        return self.filter_rows.everything
 
     @cached_property
     def keep(self) -> np.ndarray:
         """Mask of the kept cells."""
         return step_files.read(self.files["", "filter"], "obs/keep")
+
+    @cached_property
+    def doublets(self) -> np.ndarray | None:
+        """Flags of the predicted doublets among the kept cells, where they are looked for."""
+        path = self.files.get(("", "doublets"))
+        return step_files.read(path, "obs/predicted_doublet")[self.keep] if path else None
 
     @cached_property
     def integration(self) -> dict[str, Any] | None:

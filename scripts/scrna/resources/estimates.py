@@ -29,6 +29,10 @@ _PROCESS_MB = 2000
 _BASE = 2**28
 #: Number of groups that markers are computed for, where it is not known.
 _GROUPS = 25
+#: Variable genes that Scrublet takes, at most; in data seen so far 1,000 to 3,500.
+_DOUBLET_GENES = 4000
+#: Cells of a sample, at most, if samples are not known: more than one 10x channel yields.
+_SAMPLE_CELLS = 50_000
 #: Cells of a block, if cells have at least 1,000 non-zeros.
 _BLOCK_CELLS = BLOCK_NNZ // 1000
 
@@ -95,6 +99,8 @@ def step_bytes(
     if step in BLOCK_STEPS:
         return block_bytes(step, n_obs=n_obs, n_vars=n_vars, nnz=nnz, backend=backend, **settings)
     base = _BASE if backend == "gpu" else 0
+    if step == "doublets":
+        return base + _doublets(n_obs, n_vars, nnz)
     if step not in MATRIX_STEPS:
         return base + int(n_obs * _BYTES_PER_CELL.get(step, lambda _: 200)(settings))
     matrix = csr_bytes(n_obs, nnz)
@@ -175,6 +181,8 @@ def memory_mb(summary: Path | str, step: str, *, dense_genes: int = 0, mode: str
     n_obs, n_vars, nnz = (sizes[name] for name in ("n_obs", "n_vars", "nnz"))
     if step == "pca":
         n_vars, nnz = pca_columns(n_obs, n_vars, nnz, dense_genes or 5000)
+    if step == "doublets" and n_obs > _SAMPLE_CELLS:
+        n_obs, nnz = _SAMPLE_CELLS, int(nnz * _SAMPLE_CELLS / n_obs)
     estimate = block_bytes if mode == "blocks" and step in MATRIX_STEPS else step_bytes
     needed = estimate(
         step, n_obs=n_obs, n_vars=n_vars, nnz=nnz, backend="cpu", dense=dense_genes > 0
@@ -236,6 +244,16 @@ def _pca_dense(
 def _pca_tables(n_obs: int, n_vars: int, *, n_comps: int = 100, **_others) -> int:
     """Bytes of the components, and of genes × genes with its eigenvectors and work space."""
     return n_obs * n_comps * 4 * 2 + n_vars**2 * 4 * 6
+
+
+def _doublets(n_obs: int, n_vars: int, nnz: int) -> int:
+    """Bytes of a sample's counts with copies, and of its cells and twice as many doublets, dense.
+
+    Both are dense in the variable genes, as the sparse matrix that centring leaves full and as the
+    array that the components are computed of.
+    """
+    dense = 3 * n_obs * min(n_vars, _DOUBLET_GENES)
+    return 5 * csr_bytes(n_obs, nnz) + dense * (12 + 8 + 8)
 
 
 def _graph(settings: Mapping[str, Any], copies: int) -> int:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from scrna.config.datasets import Source
-from scrna.config.settings import annotations, batch_keys
+from scrna.config.settings import annotations, batch_keys, is_made
 from scrna.config.step_parameters import TOPICS_BY_CELL
 from scrna.steps import CLUSTERINGS, STEPS, clustering_of, is_clustering, results
 
@@ -56,6 +56,12 @@ class Targets:
             return []
         return f"results/{wildcards.dataset}/{wildcards.rep}/{clustering_of(groupby)}.h5"
 
+    def doublets(self, wildcards: Any) -> str | list[str]:
+        """Return the step file of the doublets that the filter removes; none where they stay."""
+        dataset = self.datasets[wildcards.dataset]
+        is_read = dataset["filter"]["remove_doublets"]
+        return f"results/{wildcards.dataset}/doublets.h5" if is_read else []
+
     def step_files(self, wildcards: Any) -> list[str]:
         """List the step files that `final` gathers, beside the filter and the normalisation."""
         dataset = self.datasets[wildcards.dataset]
@@ -72,8 +78,10 @@ class Targets:
         if wildcards.topic in TOPICS_BY_CELL:
             named_ones = annotations(self.datasets[wildcards.dataset])
             shown += [c for c in CLUSTERINGS if any(c in name for name in named_ones)]
+            shown.append("doublets")
         files = map(Path, self.step_files(wildcards))
-        return [str(f) for f in files if f.parent.name in REPS and f.stem in shown]
+        places = (*REPS, wildcards.dataset)
+        return [str(f) for f in files if f.parent.name in places and f.stem in shown]
 
     def marker_tables(self, wildcards: Any) -> list[str]:
         """List the tables of markers of a dataset."""
@@ -113,7 +121,5 @@ class Targets:
     def _made(dataset: Mapping[str, Any], level: str) -> list[str]:
         """List the steps of a level that the settings ask for."""
         return [
-            step
-            for step in results(level)
-            if not STEPS[step].is_optional or dataset[step]["enabled"]
+            step for step in results(level) if not STEPS[step].is_optional or is_made(dataset, step)
         ]

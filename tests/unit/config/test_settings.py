@@ -179,6 +179,11 @@ def test_a_run_that_names_its_datasets_asks_for_no_gpu(config):
             "filter.min_genes is 9, above filter.max_genes, 8",
         ),
         (
+            "filter: {remove_doublets: true}",
+            {},
+            "filter.remove_doublets is true, but doublets.method is none",
+        ),
+        (
             "trajectory: {root: {label: B}}",
             {},
             "trajectory.root names a label, but label_key is not set",
@@ -365,7 +370,8 @@ def test_contradictions_of_all_datasets_are_told_at_once():
 def test_the_columns_that_settings_name():
     dataset = one(
         "pca: {regress_out: [age, log1p_total_counts_mt, pct_counts_in_top_50_genes]}\n"
-        "hvg: {batch_key: plate}\nmarkers: {groupby: type}",
+        "hvg: {batch_key: plate}\nmarkers: {groupby: type}\nfilter: {by: lane}\n"
+        "doublets: {method: scrublet, by: chip}",
         batch_key=["donor", "assay"],
         label_key="cell_type",
     )
@@ -374,6 +380,8 @@ def test_the_columns_that_settings_name():
         "assay": "datasets.d.batch_key",
         "cell_type": "datasets.d.label_key",
         "plate": "hvg.batch_key",
+        "lane": "filter.by",
+        "chip": "doublets.by",
         "age": "pca.regress_out",
         "type": "markers.groupby",
     }
@@ -392,6 +400,7 @@ def test_a_column_that_only_looks_like_one_of_qc_is_asked_for():
         "markers: {enabled: false, groupby: type}",
         "markers: {groupby: leiden_0.6}",
         "hvg: {batch_key: null}",
+        "doublets: {by: chip}\nfilter: {by: none}",
     ],
 )
 def test_settings_that_name_no_column(text):

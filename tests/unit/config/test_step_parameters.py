@@ -38,6 +38,26 @@ def test_genes_are_ranked_in_the_first_batch_column_unless_told_otherwise():
     assert of("hvg", hvg={"batch_key": None})["batch_key"] is None
 
 
+def test_cells_are_told_apart_by_the_sample_the_batch_or_the_column_named():
+    mad = {"mad": {"total_counts": 5}}
+    assert of("filter", filter=mad)["by"] == of("doublets")["by"] == "donor"
+    assert of("doublets", batch_key=["lab", "donor"])["by"] == "lab"
+    assert of("doublets", batch_key=None)["by"] is None
+    assert of("doublets", doublets={"by": "none"})["by"] is None
+    assert of("filter", filter=mad | {"by": "lane"})["by"] == "lane"
+    full = dataset() | {"samples": "samples.csv"}
+    given = {"backend": "cpu", "seed": 3}
+    assert step_parameters.of_step("doublets", full, **given)["by"] == "sample"
+
+
+def test_another_batch_key_filters_nothing_anew_without_bounds_by_mad():
+    assert of("filter") == of("filter", batch_key="lab") == of("filter", filter={"mad": {}})
+    one, other = {"total_counts": 5, "pct_counts_mt": 3}, {"pct_counts_mt": 3, "total_counts": 5}
+    assert list(of("filter", filter={"mad": one})["mad"].items()) == list(
+        of("filter", filter={"mad": other})["mad"].items()
+    )
+
+
 @pytest.mark.parametrize("enabled", ["auto", True])
 def test_a_tsne_that_is_asked_for_has_no_limit(enabled):
     assert (of("tsne", tsne={"enabled": enabled})["max_cells"] is None) == (enabled is True)

@@ -14,11 +14,13 @@ from scripts.figures import (
     cell_groups,
     clusters,
     diffusion_map,
+    embedding,
     figures,
     genes,
     trajectories,
     tsne,
 )
+from scripts.filter import filter_cells
 from scripts.final import annotated
 from scrna import file_list
 from scrna.data import step_files
@@ -26,8 +28,10 @@ from scrna.data.graph import STATIONARY
 from scrna.errors import UserError
 from scrna.methods.cell_types import cell_types
 from scrna.plots import dataset_figures as draw
+from scrna.plots import quality_figures as quality_draw
 from scrna.plots import saving, style
 from scrna.plots.colours import MISSING, PALETTE, colours_of
+from tests.unit.steps import settings
 
 pytest_plugins = ["tests.unit.fixtures"]
 
@@ -113,6 +117,48 @@ def test_violins_have_the_bounds_that_were_applied(drawn, table):
     assert [label.split("\n")[0] for label in labels] == ["batch_1", "batch_2", "batch_3"]
 
 
+def test_violins_have_the_bounds_of_each_sample(demo, tmp_path):
+    of = settings("filter", mad={"total_counts": 1, "pct_counts_mt": 0.5}, by="batch")
+    files = demo.counts, demo["qc"], tmp_path / "filter.h5", tmp_path / "filter.csv"
+    filter_cells(*files, **of)
+    drawn = dict(quality.pictures(*files, batch_key=[]))
+    counts, _, mt, _ = drawn["qc_violins"]().axes
+    rows = pd.read_csv(files[3]).dropna(subset="sample").set_index(["criterion", "sample"])["bound"]
+    shown = {line.get_gid(): line for ax in (counts, mt) for line in ax.lines if line.get_gid()}
+    names = [label.get_text().split("\n")[0] for label in mt.get_xticklabels()]
+    assert names == ["batch_1", "batch_2", "batch_3"]
+    for place, sample in enumerate(names):
+        for bound in ("min_counts_mad", "max_counts_mad", "max_pct_mt_mad"):
+            line = shown[f"{bound} of {sample}"]
+            at = rows[bound, sample]
+            height = at if "mt" in bound else np.log10(1 + at)
+            np.testing.assert_allclose(line.get_ydata(), [height] * 2)
+            assert line.get_xdata()[0] < place < line.get_xdata()[1]
+    assert rows["max_counts_mad"].nunique() == 3
+    (bars,) = drawn["filter"]().axes
+    shown = [label.get_text() for label in bars.get_yticklabels()]
+    assert shown[-3:] == ["min_counts_mad", "max_counts_mad", "max_pct_mt_mad"]
+
+
+def test_doublets_are_marked_on_the_umap(demo, tmp_path):
+    *_, steps = inputs(demo)
+    files = {(f.parent.name, f.stem): f for f in steps if f.stem in ("umap", "leiden")}
+    keep = step_files.read(demo["filter"], "obs/keep")
+    flags = np.arange(len(keep)) % 7 == 0
+    scores = {"obs/predicted_doublet": flags, "obs/doublet_score": flags * 0.5}
+    step_files.write(tmp_path / "doublets.h5", scores)
+    of = files, {}, demo["qc"], demo["filter"]
+    figure = dict(embedding("UMAP", *of, tmp_path / "doublets.h5"))["umap"]()
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert titles.count("harmony: doublets") == titles.count("harmony: doublet score") == 1
+    ax = figure.axes[titles.index("pca: doublets")]
+    colours = ax.collections[0].get_facecolors()[:, :3]
+    _, sizes = np.unique(colours.round(3), axis=0, return_counts=True)
+    assert sorted(sizes) == sorted([flags[keep].sum(), (~flags[keep]).sum()])
+    others = {ax.get_title(loc="left") for ax in dict(embedding("UMAP", *of))["umap"]().axes}
+    assert not any("doublet" in title for title in others)
+
+
 def test_kept_and_removed_cells_are_told_apart(drawn, demo):
     keep = step_files.read(demo["filter"], "obs/keep")
     genes, mt = drawn["qc_scatter"].axes
@@ -141,7 +187,7 @@ def test_a_filter_without_bounds_is_drawn():
     rows = [("all", 10, 5), ("min_cells", np.nan, 0), ("kept", 10, 5)]
     table = pd.DataFrame(rows, columns=["criterion", "cells", "genes"])
     table["bound"] = table["cells_by_this_alone"] = np.nan
-    assert title(draw.filter_bars(table)) == "10 of 10 cells and 5 of 5 genes kept"
+    assert title(quality_draw.filter_bars(table)) == "10 of 10 cells and 5 of 5 genes kept"
 
 
 def test_genes_lie_at_their_dispersion(drawn, demo):
@@ -295,10 +341,10 @@ def test_cell_types_are_those_of_the_final_object(demo):
 
 
 def test_few_cells_and_constant_values_are_drawn():
-    qc = pd.DataFrame({name: [3.0, 3.0, np.nan, 1.0] for name in draw.QC})
+    qc = pd.DataFrame({name: [3.0, 3.0, np.nan, 1.0] for name in quality_draw.QC})
     batch = pd.Categorical(["a", "a", "a", "b"])
     table = pd.DataFrame({"criterion": ["all"], "bound": [np.nan]})
-    figure = draw.qc_violins(qc, batch, table)
+    figure = quality_draw.qc_violins(qc, batch, table)
     assert [len(ax.collections) for ax in figure.axes] == [0] * 4
     figure.draw_without_rendering()
 
@@ -471,7 +517,7 @@ def test_a_picture_that_cannot_be_drawn_costs_that_picture(demo, tmp_path, caplo
     def fail(*_):
         raise ValueError("no room for 4,000 names")
 
-    monkeypatch.setattr("scrna.plots.dataset_figures.qc_scatter", fail)
+    monkeypatch.setattr("scrna.plots.quality_figures.qc_scatter", fail)
     out, how = tmp_path / "figures", {"dpi": 50, "formats": ["png", "svg"], "batch_key": []}
     quality.qc_figures(*quality_inputs(demo), out, **how)
     assert {f.stem for f in out.glob("*.png")} == {"qc_violins", "filter"}

@@ -15,8 +15,10 @@ import pandas as pd
 import pytest
 from PIL import Image, PngImagePlugin
 
+from scripts.filter import filter_cells
 from scripts.report import report
 from scrna.data import step_files
+from scrna.data.counts import Counts
 from scrna.errors import UserError
 from scrna.file_list import write_list
 from scrna.report.captions import pictures
@@ -24,6 +26,7 @@ from scrna.report.findings import Finding, findings
 from scrna.report.map_data import embeddings, genes_of, groups, values
 from scrna.report.page import marker_data, pack, page
 from scrna.report.results import Results, read_markers
+from scrna.step import step
 from tests.unit.steps import integrated, reseal, settings
 
 pytest_plugins = ["tests.unit.fixtures"]
@@ -326,8 +329,8 @@ def test_pictures_that_could_not_be_drawn_are_named(results, tmp_path):
     shutil.copy(results.counts.with_suffix(".json"), counts.with_suffix(".json"))
     found = findings(replace(results, counts=counts, figures=folders), kind="h5ad")
     expected = "The figure {} could not be drawn and is left out: ValueError: no room"
-    for number, step in enumerate(["qc_figures", "figures", "marker_figures (harmony)"]):
-        finding = Finding("warning", step, expected.format(f"picture_{number}"))
+    for number, of in enumerate(["qc_figures", "figures", "marker_figures (harmony)"]):
+        finding = Finding("warning", of, expected.format(f"picture_{number}"))
         assert finding in found
 
 
@@ -385,6 +388,80 @@ def test_a_bad_integration_is_a_warning(results, tmp_path, facts, is_told):
     other = Results(results.counts, steps, results.filter_table)
     other.__dict__["records"] = results.records  # a file that no step has written has none
     assert (("warning", "integration") in kinds(findings(other, kind="h5ad"))) is is_told
+
+
+@pytest.fixture(scope="module")
+def with_doublets(results, demo, tmp_path_factory):
+    """The results where the filter goes by batch, and most of the first cluster are doublets."""
+    folder = tmp_path_factory.mktemp("doublets")
+    files = demo.counts, demo["qc"], folder / "filter.h5", folder / "filter.csv"
+    bounds = settings("filter", by="batch", mad={"total_counts": 5})
+    filter_cells(*files, **bounds)
+    keep = step_files.read(demo["filter"], "obs/keep")
+    clusters = step_files.read(demo["harmony/leiden"], "obs/leiden")
+    flags = np.zeros(len(keep), dtype=bool)
+    flags[np.flatnonzero(keep)[np.flatnonzero(clusters == "0")[:-1]]] = True
+    batch = demo_batches(demo)
+    names = sorted(set(batch))
+    table = {
+        "sample": np.array(names, dtype=object),
+        "n_cells": np.array([(batch == name).sum() for name in names]),
+        "n_doublets": np.array([flags[batch == name].sum() for name in names]),
+        "found_by": np.array(["minimum", "expected_rate", "minimum"], dtype=object),
+    }
+    made_up = {"obs/predicted_doublet": flags, "obs/doublet_score": flags.astype(float)}
+
+    @step
+    def doublets(out):
+        step_files.write(out, made_up | {"uns/doublets": table})
+
+    doublets(folder / "doublets.h5")
+    steps = [*results.steps, folder / "doublets.h5"]
+    return Results(results.counts, steps, files[3], results.marker_tables, results.figures)
+
+
+def demo_batches(demo):
+    return Counts(demo.counts).obs(["batch"])["batch"].to_numpy().astype(str)
+
+
+def test_samples_have_their_cells_and_doublets(with_doublets, demo):
+    rows = table(made(with_doublets).root.find(".//table[@class='samples']"))
+    batch = demo_batches(demo)
+    known = pd.read_csv(with_doublets.filter_table).set_index(["sample", "criterion"])["cells"]
+    found = step_files.read(with_doublets.files["", "doublets"], "uns/doublets")
+    assert [row[0] for row in rows[1:]] == sorted(set(batch))
+    for place, (name, n_cells, kept, doublets, how) in enumerate(rows[1:]):
+        n_all, n_kept, n = (batch == name).sum(), known[name, "kept"], found["n_doublets"][place]
+        assert n_cells == f"{n_all:,}"
+        assert kept == f"{n_kept:,.0f} ({100 * n_kept / n_all:.1f} %)"
+        assert doublets == f"{n:,} ({100 * n / n_all:.1f} %)"
+        assert how == ("expected rate" if place == 1 else "minimum of the scores")
+
+
+def test_a_cluster_of_doublets_is_named(with_doublets, results, demo):
+    (told,) = (f for f in findings(with_doublets, kind="h5ad") if f.step == "doublets (harmony)")
+    clusters = step_files.read(demo["harmony/leiden"], "obs/leiden")
+    share = 100 * (1 - 1 / (clusters == "0").sum())
+    assert told.kind == "warning"
+    assert f": 0 ({share:.0f} %). filter.remove_doublets" in told.text
+    rows = table(made(with_doublets).root.find(".//table[@data-rep='harmony']"))
+    assert rows[0][3] == "doublets"
+    assert [row[3] for row in rows[1:]] == [f"{share:.1f} %"] + ["0.0 %"] * (len(rows) - 2)
+    assert not any(f.step.startswith("doublets") for f in findings(results, kind="h5ad"))
+    assert made(results).root.find(".//table[@class='samples']") is None
+
+
+def test_bounds_by_mad_are_said_under_the_violins(with_doublets):
+    steps = [f for f in with_doublets.steps if f.stem != "filter"]
+    steps.append(with_doublets.filter_table.with_suffix(".h5"))
+    own = Results(
+        with_doublets.counts, steps, with_doublets.filter_table, [], with_doublets.figures
+    )
+    (violins,) = (p for p in pictures(own) if p.path.stem == "qc_violins")
+    assert (
+        "min_counts_mad, max_counts_mad (_mad: so many MADs from the median of each batch: 5 "
+        in (violins.caption)
+    )
 
 
 def test_a_filter_that_takes_most_cells_is_a_warning(results, tmp_path):

@@ -5,13 +5,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from scipy.stats import median_abs_deviation
 
 from scripts.filter import BOUNDS, cells_per_gene, filter_cells
 from scripts.qc import qc
 from scrna.data import counts as counts_module
 from scrna.data import step_files
 from scrna.data.counts import Counts
+from scrna.data.samples import Samples
 from scrna.errors import UserError
+from scrna.methods.outliers import mad_bounds
 
 NO_BOUNDS = dict.fromkeys(BOUNDS) | {"min_cells": None, "fewest_cells": 1}
 
@@ -20,9 +23,13 @@ NO_BOUNDS = dict.fromkeys(BOUNDS) | {"min_cells": None, "fewest_cells": 1}
 def run_filter(tmp_path, write_counts, settings):
     """Write counts and, by hand, what qc says of the cells; then filter."""
 
-    def run(X, *, mt=True, pct=None, **changes):
+    def run(X, *, mt=True, pct=None, obs=None, doublets=None, **changes):
         X = sp.csr_matrix(X)
-        store = write_counts(tmp_path, X)
+        store = write_counts(tmp_path, X, obs)
+        if doublets is not None:
+            flags = {"obs/predicted_doublet": np.array(doublets, dtype=bool)}
+            step_files.write(tmp_path / "doublets.h5", flags)
+            changes["remove_doublets"] = True
         columns = {
             "obs/total_counts": np.asarray(X.sum(axis=1)).ravel().astype(float),
             "obs/n_genes_by_counts": np.diff(X.indptr),
@@ -36,7 +43,8 @@ def run_filter(tmp_path, write_counts, settings):
         step_files.write(tmp_path / "qc.h5", columns)
         out, table = tmp_path / "filter.h5", tmp_path / "filter.csv"
         wanted = settings("filter", **NO_BOUNDS | changes)
-        filter_cells(store, tmp_path / "qc.h5", out, table, **wanted)
+        of_doublets = [] if doublets is None else tmp_path / "doublets.h5"
+        filter_cells(store, tmp_path / "qc.h5", out, table, of_doublets, **wanted)
         with open(table) as file:
             return step_files.read_all(out), list(csv.DictReader(file))
 
@@ -85,13 +93,13 @@ def test_reasons_and_table(run_filter):
     ]  # fmt: skip
     assert found["obs/keep"].tolist() == [False, True, False, False, False]
     assert [list(row.values()) for row in table] == [
-        ["all", "", "5", "", "6"],
-        ["max_counts", "50", "1", "0", ""],
-        ["min_genes", "1", "1", "1", ""],
-        ["max_genes", "5", "1", "1", ""],
-        ["max_pct_mt", "20", "2", "1", ""],
-        ["min_cells", "", "", "", "0"],
-        ["kept", "", "1", "", "6"],
+        ["all", "", "5", "", "6", ""],
+        ["max_counts", "50", "1", "0", "", ""],
+        ["min_genes", "1", "1", "1", "", ""],
+        ["max_genes", "5", "1", "1", "", ""],
+        ["max_pct_mt", "20", "2", "1", "", ""],
+        ["min_cells", "", "", "", "0", ""],
+        ["kept", "", "1", "", "6", ""],
     ]
 
 
@@ -202,7 +210,180 @@ def test_provenance_has_the_bounds(run_filter, tmp_path):
     run_filter(cells_with([2, 3], [10, 20]), max_genes=7, min_cells=1)
     record = step_files.provenance_of(tmp_path / "filter.h5")
     expected = NO_BOUNDS | {"max_genes": 7, "min_cells": 1, "missing_mt": "skip"}
+    expected |= {"mad": None, "by": None, "remove_doublets": False}
     assert record["parameters"] == expected
+
+
+# ------------------------------------------------------------------------------ bounds by MAD
+
+MAD = {"total_counts": 5, "n_genes_by_counts": 5, "pct_counts_mt": 3}
+
+
+def random_cells(n, depth, seed=0):
+    """Counts of cells, the first of which are far from the others, and their mt percentages."""
+    rng = np.random.default_rng(seed)
+    X = rng.poisson(rng.gamma(8, depth / 8, (n, 1)) * np.ones(200))
+    X[:3] *= 40
+    X[3:5] = 0
+    X[3:5, 0] = 1
+    return X, np.r_[np.full(6, 60.0), rng.uniform(1, 9, n - 6)]
+
+
+def outliers_of(values, n_mads):
+    """As scanpy's users compute them, with SciPy's MAD."""
+    far = n_mads * median_abs_deviation(values, nan_policy="omit")
+    return values < np.nanmedian(values) - far, values > np.nanmedian(values) + far
+
+
+def test_bounds_by_mad_are_those_of_scipy_in_each_sample(run_filter):
+    parts = [random_cells(80, depth, seed) for seed, depth in enumerate((1, 2, 0.5))]
+    X, pct = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    of = np.repeat(["b", "a", "c"], 80)
+    shuffled = np.random.default_rng(0).permutation(240)
+    X, pct, of = X[shuffled], pct[shuffled], of[shuffled]
+    found, table = run_filter(
+        X, pct={"mt": pct}, obs=pd.DataFrame({"lane": of}), mad=MAD, by="lane"
+    )
+    broken = {name: np.zeros(240, bool) for name in ("counts", "genes", "mt")}
+    for sample in "abc":
+        own = of == sample
+        for name, values in (("counts", X.sum(axis=1)), ("genes", (X > 0).sum(axis=1))):
+            broken[name][own] = np.logical_or(*outliers_of(np.log1p(values[own]), 5))
+        broken["mt"][own] = outliers_of(pct[own], 3)[1]
+    assert all(flags.any() for flags in broken.values())
+    gone = np.logical_or.reduce(list(broken.values()))
+    np.testing.assert_array_equal(found["obs/keep"], ~gone)
+    reasons = found["obs/filter_reason"]
+    for name, flags in broken.items():
+        assert [name in reason for reason in reasons] == flags.tolist()
+    rows = pd.DataFrame(table).replace("", np.nan).set_index(["sample", "criterion"])
+    for sample in "abc":
+        own = of == sample
+        assert int(rows.loc[(sample, "all"), "cells"]) == 80
+        assert int(rows.loc[(sample, "kept"), "cells"]) == (own & ~gone).sum()
+        assert int(rows.loc[(sample, "max_pct_mt_mad"), "cells"]) == (own & broken["mt"]).sum()
+        values = X.sum(axis=1)[own]
+        center, mad = np.median(np.log1p(values)), median_abs_deviation(np.log1p(values))
+        for bound, sign in (("min_counts_mad", -1), ("max_counts_mad", 1)):
+            limit = float(rows.loc[(sample, bound), "bound"])
+            assert limit == pytest.approx(np.expm1(center + sign * 5 * mad))
+    everything = rows.loc[rows.index.get_level_values("sample").isna()].droplevel("sample")
+    assert list(everything.index[:2]) == ["all", "min_counts_mad"]
+    assert everything.loc["max_pct_mt_mad", "bound"] is np.nan
+    assert int(everything.loc["kept", "cells"]) == (~gone).sum()
+
+
+def test_a_sample_keeps_the_same_cells_alone_and_beside_its_copy_at_half_depth(run_filter):
+    X, pct = random_cells(200, 6)
+    alone, _ = run_filter(X, pct={"mt": pct}, mad=MAD, max_pct_mt=8.5)
+    half = np.random.default_rng(1).binomial(X, 0.5)
+    half_alone, _ = run_filter(half, pct={"mt": pct}, mad=MAD, max_pct_mt=8.5)
+    obs = pd.DataFrame({"sample": np.repeat(["whole", "half"], 200)})
+    both = np.concatenate([X, half])
+    given = {"pct": {"mt": np.tile(pct, 2)}, "mad": MAD, "max_pct_mt": 8.5}
+    beside, _ = run_filter(both, obs=obs, by="sample", **given)
+    as_one, _ = run_filter(both, obs=obs, **given)
+    expected = np.concatenate([alone["obs/keep"], half_alone["obs/keep"]])
+    assert 0.5 < expected.mean() < 1
+    np.testing.assert_array_equal(beside["obs/keep"], expected)
+    assert (as_one["obs/keep"] != expected).any()
+
+
+def test_of_a_fixed_bound_and_one_by_mad_the_tighter_counts(run_filter):
+    X = cells_with([5] * 6, [10, 11, 12, 13, 14, 90])
+    mad = {"total_counts": 3}
+    by_mad, table = run_filter(X, mad=mad, max_counts=95)
+    assert by_mad["obs/filter_reason"].tolist() == ["kept"] * 5 + ["max_counts_mad"]
+    limit = next(float(row["bound"]) for row in table if row["criterion"] == "max_counts_mad")
+    assert 14 < limit < 90  # one sample: its bound stands in the row of all cells
+    fixed, _ = run_filter(X, mad=mad, max_counts=12)
+    assert fixed["obs/keep"].tolist() == [True] * 3 + [False] * 3
+    assert fixed["obs/filter_reason"].tolist()[-1] == "max_counts,max_counts_mad"
+
+
+def test_without_spread_no_bound_is_set_and_it_is_said(run_filter, caplog):
+    X = cells_with([5] * 7, [10, 10, 10, 10, 10, 11, 500])
+    obs = pd.DataFrame({"lane": ["a"] * 6 + ["lonely"]})
+    found, table = run_filter(X, mad={"total_counts": 5}, by="lane", obs=obs)
+    assert found["obs/keep"].all()
+    said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert said[0].startswith("filter.mad.total_counts sets no bound in 2 samples: a, lonely: half")
+    rows = [row for row in table if row["criterion"] == "max_counts_mad"]
+    assert [(row["sample"], row["bound"], row["cells"]) for row in rows] == [
+        ("", "", "0"), ("a", "", "0"), ("lonely", "", "0"),
+    ]  # fmt: skip
+
+
+def test_cells_without_a_sample_are_one_of_their_own(run_filter, caplog):
+    X, pct = random_cells(90, 5)
+    lanes = pd.Categorical(["=b"] * 30 + [None] * 30 + [""] * 10 + ["a"] * 20)
+    _, table = run_filter(X, pct={"mt": pct}, mad=MAD, by="lane", obs=pd.DataFrame({"lane": lanes}))
+    sizes = {r["sample"]: int(r["cells"]) for r in table if r["sample"] and r["criterion"] == "all"}
+    assert sizes == {"'=b": 30, "a": 20, "missing": 40}  # no spreadsheet runs the first
+    assert "40 of 90 cells have no value in lane (filter.by)" in caplog.text
+
+
+def test_samples_of_which_little_is_left_are_named(run_filter, caplog):
+    X = cells_with([5] * 300, [10] * 60 + [100] * 140 + [10] * 40 + [100] * 60)
+    obs = pd.DataFrame({"lane": np.repeat(["good", "bad"], [200, 100]).astype(object)})
+    obs.loc[:9, "lane"] = "tiny"
+    run_filter(X, min_counts=50, by="lane", obs=obs)
+    said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert said == [
+        "over half of the cells go in 1 samples of lane: tiny (0 of 10 stay): look at the bounds "
+        "of each sample in filter.csv",
+        "under 50 cells are left in 1 samples of lane: tiny (0 of 10 stay): look at the bounds of "
+        "each sample in filter.csv",
+    ]
+
+
+def test_mad_of_mitochondrial_counts_without_such_genes_is_as_max_pct_mt(run_filter, caplog):
+    X = cells_with([2, 3, 4], [10, 20, 30])
+    with pytest.raises(UserError, match=r"filter\.mad\.pct_counts_mt is 3, but qc found no mito"):
+        run_filter(X, mt=False, mad=MAD, missing_mt="refuse")
+    _, table = run_filter(X, mt=False, mad={"pct_counts_mt": 3})
+    assert "mad.pct_counts_mt is skipped" in caplog.text
+    assert [row["criterion"] for row in table] == ["all", "min_cells", "kept"]
+
+
+def test_doublets_go_where_asked(run_filter):
+    X = cells_with([3] * 4, [5, 6, 7, 900])
+    found, table = run_filter(X, doublets=[0, 1, 0, 1], max_counts=100)
+    assert found["obs/filter_reason"].tolist() == [
+        "kept", "doublet", "kept", "max_counts,doublet",
+    ]  # fmt: skip
+    (row,) = (row for row in table if row["criterion"] == "doublet")
+    assert list(row.values()) == ["doublet", "", "2", "1", "", ""]
+
+
+def test_pbmc3k_by_mad(tmp_path, real_data, write_counts, settings):
+    """The cells of scanpy's own columns and SciPy's MAD; and those that scdownstream keeps."""
+    import anndata as ad
+    import scanpy as sc
+
+    adata = ad.read_h5ad(real_data / "pbmc3k/pbmc3k_raw.h5ad")
+    store = write_counts(tmp_path, adata.X, adata.obs, adata.var)
+    files = tmp_path / "qc.h5", tmp_path / "filter.h5", tmp_path / "filter.csv"
+    qc(store, files[0], **settings("qc", percent_top=[20]), backend="cpu")
+    filter_cells(store, *files, **settings("filter", max_genes=None, max_pct_mt=None, mad=MAD))
+    adata.var["mt"] = adata.var_names.str.startswith("MT-")
+    sc.pp.calculate_qc_metrics(adata, qc_vars=["mt"], percent_top=[20], inplace=True)
+    columns = ["log1p_total_counts", "log1p_n_genes_by_counts", "pct_counts_mt"]
+    counts, genes, mt = (
+        outliers_of(adata.obs[name].to_numpy(), n)
+        for name, n in zip(columns, MAD.values(), strict=True)
+    )
+    gone = counts[0] | counts[1] | genes[0] | genes[1] | mt[1]
+    np.testing.assert_array_equal(step_files.read(files[1], "obs/keep"), ~gone)
+    # scdownstream's 2,419: few mitochondrial counts go too, and the share of the 20 highest genes
+    one = Samples(np.zeros(adata.n_obs, dtype=int), ["all"])
+    theirs = [*zip(columns, MAD.values(), strict=True), ("pct_counts_in_top_20_genes", 5)]
+    keep = np.ones(adata.n_obs, bool)
+    for name, n_mads in theirs:
+        values = step_files.read(files[0], f"obs/{name}")
+        low, high = mad_bounds(values, one, n_mads)
+        keep &= (values >= low[0]) & (values <= high[0])
+    assert (keep.sum(), (~gone).sum()) == (2419, 2434)
 
 
 def test_pbmc3k_keeps_the_cells_of_the_tutorial(tmp_path, real_data, write_counts, settings):
