@@ -17,8 +17,8 @@ sys.path += [str(ROOT / "scripts"), str(ROOT)]
 #: The files that pytest-xdist hands out first, since the last to end decides how long all take.
 #: The first makes the complete run, which the next two do not need.
 FIRST = """
-workflow/test_running unit/engine/test_server unit/scripts/test_opens_everywhere
-workflow/test_worker unit/engine/test_steps unit/engine/test_dask
+workflow/test_running workflow/test_stale workflow/test_worker unit/engine/test_server
+unit/scripts/test_opens_everywhere unit/engine/test_steps unit/engine/test_dask
 workflow/test_interrupts workflow/test_reruns workflow/test_config_cases unit/scripts/test_real_data
 unit/scripts/test_neighbors browser/test_cellmap unit/test_code_digest
 """.split()
