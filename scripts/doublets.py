@@ -202,6 +202,8 @@ def warn(rows: list[dict[str, Any]], by: str | None, *, asked: bool) -> None:
         "doublets, as many as are expected (doublets.expected_rate)": [
             row for row in rows if row["found_by"] == "expected_rate"
         ],
+        "have far fewer or far more predicted doublets than expected: look at the scores on the "
+        "UMAP before removing them": [row for row in rows if is_unlikely(row)],
         f"have so many cells that {100 * HIGHEST_RATE:g} % doublets and more would be expected: "
         "set doublets.by to the column that tells samples apart, or doublets.expected_rate": [
             row for row in rows if not asked and row["n_cells"] * RATE_PER_CELL >= HIGHEST_RATE
@@ -212,6 +214,16 @@ def warn(rows: list[dict[str, Any]], by: str | None, *, asked: bool) -> None:
             names = ", ".join(row["sample"] for row in those[:10])
             more = f" and {len(those) - 10:,} more" if len(those) > 10 else ""
             log.warning("%s %s (%s%s) %s", f"{len(those):,}", of, names, more, what)
+
+
+def is_unlikely(row: dict[str, Any]) -> bool:
+    """Return whether a threshold calls under a quarter, or over four times, of what is expected.
+
+    Five doublets more are allowed, since in small samples less than one is expected.
+    """
+    expected = row["expected_rate"] * row["n_cells"]
+    is_within = expected / 4 <= row["n_doublets"] <= 4 * expected + 5
+    return row["found_by"] == "minimum" and not is_within
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -210,6 +210,16 @@ def test_the_expected_rate_is_that_of_10x_for_the_cells_of_a_sample(caplog):
     assert "1 sample (all cells) have so many cells that 25 % doublets" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("n_cells", "n_doublets", "is_said"),
+    [(5000, 40, True), (5000, 50, False), (5000, 800, False), (5000, 900, True), (200, 5, False)],
+)
+def test_a_number_of_doublets_far_from_the_expected_is_said(caplog, n_cells, n_doublets, is_said):
+    row = script.of_sample("a", n_cells, None) | {"n_doublets": n_doublets, "found_by": "minimum"}
+    script.warn([row], "lane", asked=False)
+    assert ("(a) have far fewer or far more predicted doublets" in caplog.text) == is_said
+
+
 # -------------------------------------------------------------------------------------- real data
 
 
