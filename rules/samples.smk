@@ -1,4 +1,10 @@
-"""The samples of a sheet: looked at, converted each by itself, merged into one count matrix."""
+"""Purpose: get the counts of a dataset of samples onto disk: each sample by itself, then all as one.
+
+Inputs: the sources that the sample sheet names, and its columns.
+
+Outputs: resources/{dataset}/ (downloads), results/{dataset}/samples/{sample}/counts.zarr,
+results/{dataset}/merged.zarr, results/{dataset}/counts.zarr, each with its summary (.json).
+"""
 
 
 wildcard_constraints:
@@ -6,6 +12,7 @@ wildcard_constraints:
 
 
 rule download_sample:
+    """Download the file of a sample whose source is a URL."""
     output:
         out="resources/{dataset}/{sample}.{suffix}",
     log:
@@ -30,6 +37,7 @@ rule download_sample:
 
 
 rule convert_sample:
+    """Find the raw counts of a sample, check them and write them as zarr."""
     input:
         source=samples.files,
     output:
@@ -57,6 +65,7 @@ rule convert_sample:
 
 
 rule merge:
+    """Put the cells of all samples one below the other, with one list of genes."""
     input:
         stores=samples.stores,
     output:
@@ -84,6 +93,7 @@ rule merge:
 
 
 rule metadata:
+    """Add the columns of the sheet to obs; the counts are hard links."""
     input:
         merged=rules.merge.output.counts,
     output:

@@ -13,10 +13,10 @@ Settings
     ``join_on``  ``ids``, ``symbols``; ``auto``: ids where all samples have Ensembl ids
     ===========  ==========================================================================
 
-Input
+Inputs
     ``stores``: ``counts.zarr`` of each sample, in the order of ``samples``.
 
-Output
+Outputs
     ``counts``: ``merged.zarr``, as ``convert`` writes a store. obs has ``sample`` and all columns
     of the samples; cells are named as in the samples, ``NAME-SAMPLE`` for all of them if a name is
     there in two samples.

@@ -9,10 +9,10 @@ Settings
     ``columns``  column → sample → value, null where the sheet has none
     ===========  ==========================================================================
 
-Input
+Inputs
     ``merged``: ``merged.zarr``, with ``merged.json`` beside it.
 
-Output
+Outputs
     ``counts``, ``summary``: ``counts.zarr`` and ``counts.json``, as ``convert`` makes them of a
     dataset that is one source; the summary also has what ``merged.json`` has, and ``sheet``.
 """

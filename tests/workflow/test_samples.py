@@ -1,7 +1,6 @@
 """A dataset of samples, in real runs: what is made, what runs again, what is refused before."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -177,12 +176,21 @@ def test_the_same_file_twice_is_refused_before_it_is_converted(own):
     assert not (own.folder / "results/lab/samples/d").exists()
 
 
+#: Without numba's compiler, as all runs of the tests are, these take minutes.
+QUICK = """
+umap: {max_iter: 5, negative_sample_rate: 1}
+tsne: {enabled: false}
+markers: {method: t-test}
+figures: {dpi: 50}
+"""
+
+
 @pytest.mark.slow
-def test_the_example_runs_to_its_report(code, tmp_path, real_data):
+def test_the_example_runs_to_its_report(code, tmp_path, real_data, monkeypatch):
     folder = tmp_path / "work"
     shutil.copytree(ROOT / "config/examples", folder / "config/examples")
-    os.environ["REAL_DATA"] = str(real_data)
-    example = Workflow(code, folder, config=(folder / "config/examples/samples.yaml",))
+    monkeypatch.setenv("REAL_DATA", str(real_data))
+    example = Workflow(code, folder, config=(folder / "config/examples/samples.yaml",)).over(QUICK)
     example.run(timeout=500)
     found = ad.read_zarr(folder / "results/pbmc/final.zarr")
     assert list(found.obs["sample"].cat.categories) == ["pbmc1k", "pbmc3k"]
