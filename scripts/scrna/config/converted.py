@@ -11,9 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from scrna.config.datasets import READING
 from scrna.damage import whole_summary
 
+#: Keys of a dataset that say how its source is read.
+READING = ["kind", "matrix", "gene_symbols", "keep_obs", "sha256"]
 #: Bytes at a file's beginning and at its end that are compared. A format's header is in the first,
 #: the checksum of a gzip file in the last.
 _END = 2**18

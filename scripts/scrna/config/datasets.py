@@ -27,9 +27,6 @@ MTX_FILES = ["matrix.mtx", "barcodes.tsv", "features.tsv", "genes.tsv"]
 FILTERED = ["filtered_feature_bc_matrix.h5", "filtered_feature_bc_matrix"]
 FILTERED += [f"sample_{name}" for name in FILTERED]  # of one sample of cellranger multi
 
-#: Keys of a dataset that say how its source is read.
-READING = ["kind", "matrix", "gene_symbols", "keep_obs", "sha256"]
-
 
 #: Columns that qc adds to obs, which regress_out may name.
 QC_COLUMNS = re.compile(

@@ -10,6 +10,7 @@ from typing import Any
 
 from scrna.code_digest import code_digest
 from scrna.config import datasets as config_datasets
+from scrna.config.converted import READING
 from scrna.config.datasets import Source
 from scrna.config.step_parameters import of_step
 from scrna.damage import whole_summary
@@ -89,7 +90,7 @@ class RuleParams:
 
     def reading(self, wildcards: Any) -> dict[str, Any]:
         """Return how a dataset's source is read: the parameters of its conversion."""
-        return {key: self.datasets[wildcards.dataset][key] for key in config_datasets.READING}
+        return {key: self.datasets[wildcards.dataset][key] for key in READING}
 
     def required_columns(self, wildcards: Any, input: Any) -> dict[str, Any]:
         """Return what later steps need of the data.

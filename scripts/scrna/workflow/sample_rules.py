@@ -6,8 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from scrna.config.converted import current_summary
-from scrna.config.datasets import READING, Source, required_obs
+from scrna.config.converted import READING, current_summary
+from scrna.config.datasets import Source, required_obs
 from scrna.config.samples import Sheet, identifier, sample_sources, together
 from scrna.workflow.job import Job
 
