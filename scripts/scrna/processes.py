@@ -42,12 +42,19 @@ def announce() -> None:
     os.environ[PID_VARIABLE] = str(os.getpid())
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent: int | None = None) -> None:
     """End this process at once with the one that started it.
 
     The kernel does it, since Python may be in a long call.
+
+    Parameters
+    ----------
+    parent
+        The number of that process, for a process that may be asking when it is already gone.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os._exit(128 + signal.SIGKILL)
 
 
 def die_with(pid: int, *, grace: float = 10.0) -> None:

@@ -136,3 +136,11 @@ def test_a_process_ends_with_the_one_that_started_it(tmp_path):
         assert process_start(pid)
         started.kill()
     eventually(lambda: process_start(pid) is None)
+
+
+def test_a_process_whose_parent_is_gone_already_ends_at_once():
+    code = HEAD + "scrna.processes.die_with_parent(int(sys.argv[1]))\nprint('goes on')"
+    for parent, status, said in ((os.getpid(), 0, "goes on\n"), (os.getpid() + 1, 137, "")):
+        command = [sys.executable, "-c", code, str(parent)]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (ended.returncode, ended.stdout) == (status, said)

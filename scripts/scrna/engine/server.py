@@ -187,7 +187,8 @@ class Server:
         """Start the process that imports the libraries and forks workers."""
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            settings = json.dumps({**self.settings, "control": theirs.fileno()})
+            about = {"control": theirs.fileno(), "server": os.getpid()}
+            settings = json.dumps(self.settings | about)
             script = str(Path(__file__).with_name("worker.py"))
             self._parent = subprocess.Popen(
                 [sys.executable, "-P", script, settings],

@@ -27,7 +27,7 @@ if __name__ == "__main__":
 from scrna.processes import die_with_parent
 
 if __name__ == "__main__":
-    die_with_parent()  # before the imports, which take seconds
+    die_with_parent(json.loads(sys.argv[1])["server"])  # before the imports, which take seconds
 
 from scrna import warm_process
 from scrna.engine import protocol
