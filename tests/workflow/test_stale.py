@@ -91,7 +91,8 @@ def breaking(workflow, rule: str, folder: Path):
 
 
 def test_the_table_has_every_rule(done):
-    rules = {rule for file in done.code.glob("rules/*.smk") for rule in rules_in(file)}
+    files = {*done.code.glob("rules/*.smk")} - {done.code / "rules/samples.smk"}  # test_samples.py
+    rules = {rule for file in files for rule in rules_in(file)}
     assert rules - {"download"} == {*FOLLOWS}
     assert {*there(done)} == results_of(table.jobs(table.JOBS))
 
