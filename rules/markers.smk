@@ -1,8 +1,8 @@
-"""Purpose: marker genes of the clusters, or of the groups of an obs column.
+"""Purpose: marker genes of the clusters, or of the groups of an obs column; names of cell types for them.
 
 Inputs: counts.zarr, the filter, the normalisation, the clusters.
 
-Outputs: results/{dataset}/{rep}/markers.h5, markers.csv.
+Outputs: results/{dataset}/{rep}/markers.h5, markers.csv, cell_type_names.h5, cell_type_names.csv.
 """
 
 
@@ -35,3 +35,32 @@ rule markers:
         "{wildcards.dataset}/{wildcards.rep}: marker genes"
     script:
         "../scripts/markers.py"
+
+
+rule cell_type_names:
+    """Name clusters by the marker genes of cell types."""
+    input:
+        counts=rules.convert.output.counts,
+        filtered=rules.filter.output.out,
+        normalized=rules.normalize.output.out,
+        clusters=targets.named_groups,
+    output:
+        out="results/{dataset}/{rep}/cell_type_names.h5",
+        table="results/{dataset}/{rep}/cell_type_names.csv",
+    log:
+        "logs/{dataset}/{rep}/cell_type_names.log",
+    benchmark:
+        "benchmarks/{dataset}/{rep}/cell_type_names.tsv"
+    priority: BEFORE_PICTURES
+    conda:
+        environment
+    threads: THREADS
+    resources:
+        mem_mb=memory("cell_type_names"),
+    params:
+        settings=settings("cell_type_names"),
+        code=code("cell_type_names"),
+    message:
+        "{wildcards.dataset}/{wildcards.rep}: names of cell types"
+    script:
+        "../scripts/cell_type_names.py"

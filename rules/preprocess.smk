@@ -2,7 +2,7 @@
 
 Inputs: counts.zarr.
 
-Outputs: results/{dataset}/qc.h5, doublets.h5, doublets.csv, filter.h5, filter.csv, normalize.h5, hvg.h5. The matrix itself is not written again.
+Outputs: results/{dataset}/qc.h5, doublets.h5, doublets.csv, filter.h5, filter.csv, normalize.h5, hvg.h5, scores.h5. The matrix itself is not written again.
 """
 
 
@@ -149,3 +149,31 @@ rule hvg:
         "{wildcards.dataset}: highly variable genes"
     script:
         "../scripts/hvg.py"
+
+
+rule scores:
+    """Score gene sets and the phases of the cell cycle in every cell."""
+    input:
+        counts=rules.convert.output.counts,
+        filtered=rules.filter.output.out,
+        normalized=rules.normalize.output.out,
+    output:
+        out="results/{dataset}/scores.h5",
+    log:
+        "logs/{dataset}/scores.log",
+    benchmark:
+        "benchmarks/{dataset}/scores.tsv"
+    conda:
+        environment
+    threads: STEP_THREADS
+    resources:
+        gpu=GPU,
+        mem_mb=memory("scores"),
+    params:
+        settings=settings("scores"),
+        code=code("scores"),
+        untracked=params.in_memory_or_blocks,
+    message:
+        "{wildcards.dataset}: scores of gene sets"
+    script:
+        "../scripts/scores.py"

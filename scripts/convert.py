@@ -48,7 +48,7 @@ from scrna.config.converted import as_read
 from scrna.damage import write_json
 from scrna.data.block import in_order
 from scrna.data.csr_writer import CSRWriter, MatrixInfo, Rows
-from scrna.data.data_checks import check_cells, check_genes
+from scrna.data.data_checks import check_cells, check_genes, check_new_columns
 from scrna.data.store import new_store, write_slots, write_table
 from scrna.errors import UserError
 from scrna.ingest.counts_summary import digest_of_all, digest_of_genes, sizes
@@ -120,6 +120,7 @@ def convert(
             written = write_cells(root, obs, cells)
             if named:
                 names = written.names.pieces
+                check_new_columns(named, obs.columns)
                 check_cells(named, _columns_of(obs, cells), names, is_filtered=False)
                 _check_genes(opened, matrix, gene_symbols, named)
             notes = [*opened.notes, *obs.notes, *written.notes]

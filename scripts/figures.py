@@ -1,15 +1,15 @@
 """Draw the figures of a dataset, a folder per topic, as soon as the steps of the topic are done.
 
 Purpose
-    Figures of genes, clusters, t-SNE and trajectory. Those of quality control are `qc_figures`,
-    those of markers `marker_figures`.
+    Figures of genes, clusters, t-SNE, scores and trajectory. Those of quality control are
+    `qc_figures`, those of markers `marker_figures`.
 
 Method
     Drawn from step files and columns of obs, never from the matrix. Up to 100,000 cells are drawn
     as points; more are counted in small squares. Embeddings are coloured by cluster, batch, label,
     quality and doublets, before and after integration side by side. Clusters with names in
-    ``annotations`` are also shown as ``cell_type``. Figures without a scatter plot are written as
-    SVG as well.
+    ``annotations`` are also shown as ``cell_type``, names by marker genes as ``cell_type_auto``.
+    Figures without a scatter plot are written as SVG as well.
 
 Settings
     ``dpi`` and ``formats`` of section ``figures``; for clusters and tsne ``batch_key``,
@@ -25,8 +25,11 @@ Outputs
     topic       figures
     ==========  =====================================================================
     genes       ``hvg``, ``pca_variance``
-    clusters    ``umap``, and ``clusters_by_COLUMN`` for batch columns and the label
+    clusters    ``umap``, ``clusters_by_COLUMN`` for batch columns and the label, and
+                ``cell_types_heatmap`` if clusters are named by marker genes
     tsne        ``tsne``, if it is computed
+    scores      ``scores_umap``, ``scores_violins``, and ``clusters_by_phase`` if the cell cycle
+                is scored
     trajectory  ``trajectory``, if it is computed
     ==========  =====================================================================
 """
@@ -84,12 +87,13 @@ def figures(
     steps
         The step files of the representations that the topic shows, each in its representation's
         folder: of genes pca; of clusters leiden and umap; of tsne leiden and tsne; of trajectory
-        leiden, umap and trajectory; and the clusterings that the annotations name. Of clusters and
-        tsne also that of doublets, where they are looked for.
+        leiden, umap and trajectory; of scores leiden and umap, and the dataset's scores; and the
+        clusterings that the annotations name. Of clusters and tsne also those of doublets and of
+        cell_type_names, if there are any.
     out
         The folder of figures; an existing one is replaced.
     topic
-        genes, clusters, tsne or trajectory.
+        genes, clusters, tsne, scores or trajectory.
     dpi
         Dots per inch.
     formats
@@ -112,6 +116,8 @@ def figures(
         drawn = genes(hvg, filtered, files["pca", "pca"])
     elif topic == "trajectory":
         drawn = trajectories(files)
+    elif topic == "scores":
+        drawn = scored(files)
     else:
         columns = list(dict.fromkeys([*batch_key, *([label_key] if label_key else [])]))
         groups, types = cell_groups(counts, filtered, columns, files, annotations or {})
@@ -147,6 +153,42 @@ def clusters(
     for name, of in groups.items():
         safe = re.sub(r"[^\w.-]+", "_", name)[:LONGEST_NAME]
         yield f"clusters_by_{safe}", partial(draw.cluster_table, leiden_of(files), of, name)
+    if named := {rep: file for (rep, name), file in files.items() if name == "cell_type_names"}:
+        yield "cell_types_heatmap", partial(type_heatmap, named)
+
+
+def type_heatmap(named: dict[str, Path]):
+    """Draw the scores of cell types in the clusters of each representation."""
+    from scrna.plots import score_figures as draw
+
+    found = {}
+    for rep, file in named.items():
+        own = step_files.read(file, "uns/cell_type_names")
+        names = own["table"]["cell_type"].tolist()
+        found[rep] = draw.TypeScores(own["groups"], own["types"], own["scores"], names)
+    return draw.type_heatmap(found, own["params"]["by"])
+
+
+def scored(files: Files) -> Iterator[tuple]:
+    """Yield the figures of scores on the main representation: name and function that draws it."""
+    from scrna.plots import dataset_figures, score_figures
+
+    path = next(file for (_, name), file in files.items() if name == "scores")
+    slots = {
+        name.removeprefix("obs/"): step_files.read(path, name)
+        for name in step_files.names(path)
+        if name.startswith("obs/")
+    }
+    phase = slots.pop("phase", None)
+    xy, clusters_of = coordinates(files, "umap"), leiden_of(files)
+    rep = list(clusters_of)[-1]
+    yield "scores_umap", partial(score_figures.scores_embedding, rep, xy[rep], slots, phase)
+    yield "scores_violins", partial(score_figures.score_violins, rep, clusters_of[rep], slots)
+    if phase is not None:
+        yield (
+            "clusters_by_phase",
+            partial(dataset_figures.cluster_table, clusters_of, phase, "phase"),
+        )
 
 
 def tsne(
@@ -280,6 +322,8 @@ def annotated(files: Files, annotations: dict[str, dict[str, str]]) -> Groups:
         rep, name = place_of(clustering, reps)
         clusters = step_files.read(files[rep, name.split("_")[0]], f"obs/{name}")
         found["cell_type"] = cell_types(clusters, clustering, names)
+    if reps and (path := files.get((reps[-1], "cell_type_names"))):
+        found["cell_type_auto"] = step_files.read(path, "obs/cell_type_auto")
     return found
 
 

@@ -27,7 +27,7 @@ import zarr
 
 from scrna.damage import reading, write_json
 from scrna.data.counts import Counts
-from scrna.data.data_checks import check_cells, check_genes
+from scrna.data.data_checks import check_cells, check_genes, check_new_columns
 from scrna.data.encodings import encoding
 from scrna.data.store import bytes_on_disk, link_folder, new_store, write_slots
 from scrna.ingest.counts_summary import digest_of_all
@@ -93,6 +93,7 @@ def metadata(
 
     check_columns([*there, *added], required_obs or {}, dataset=dataset)
     if named:
+        check_new_columns(named, [*there, *added])
         check_cells(named, column, lambda: [store.cell_names()], is_filtered=False)
         check_genes(named, store.genes(), store.gene_ids)
     with new_store(counts) as root:

@@ -5,7 +5,9 @@ docs/development.md shows it.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,9 @@ class Step:
     result
         Where its step file lies, for a step whose slots become part of ``final.zarr``: ``dataset``
         for ``results/{dataset}``, ``rep`` for a folder of each representation.
-    is_optional
-        Whether its section has ``enabled``, or a ``method`` that may be ``none``.
+    asked_by
+        The keys of its section that ask for it: it is made where one of them is neither false nor
+        empty nor ``none``. Without any it is always made.
     is_clustering
         Whether its result is a clustering: a column of obs with the step's name, and one with
         the resolution for each of several.
@@ -39,43 +42,48 @@ class Step:
     uses: tuple[str, ...] = ()
     section: str | None = None
     result: str | None = None
-    is_optional: bool = False
+    asked_by: tuple[str, ...] = ()
     is_clustering: bool = False
     matrix: str | None = None
     light_on: tuple[str, ...] = ()
 
 
 _ON_GPU = ("backend", "seed")
+_ENABLED = ("enabled",)
 #: In the order in which a run comes to them.
 STEPS = {
     "simulate": Step(uses=("seed",)),
     "qc": Step(uses=("backend",), result="dataset", matrix="blocks", light_on=("cpu", "gpu")),
-    "doublets": Step(uses=_ON_GPU, result="dataset", is_optional=True),
+    "doublets": Step(uses=_ON_GPU, result="dataset", asked_by=("method",)),
     "filter": Step(),
     "normalize": Step(uses=("backend",), matrix="blocks", light_on=("cpu", "gpu")),
     "hvg": Step(uses=("backend",), result="dataset", matrix="either"),
+    "scores": Step(
+        uses=_ON_GPU, result="dataset", asked_by=("sets", "cell_cycle"), matrix="either"
+    ),
     "pca": Step(uses=_ON_GPU, matrix="either"),
     "harmony": Step(uses=(*_ON_GPU, "batch_key")),
     "integration_scores": Step(
         uses=("seed", "label_key", "label_missing", "batch_key"), section="integration"
     ),
-    "integration": Step(is_optional=True),
+    "integration": Step(asked_by=_ENABLED),
     "neighbors": Step(uses=_ON_GPU, result="rep"),
     "leiden": Step(uses=_ON_GPU, result="rep", is_clustering=True, light_on=("gpu",)),
     "louvain": Step(
-        uses=_ON_GPU, result="rep", is_optional=True, is_clustering=True, light_on=("gpu",)
+        uses=_ON_GPU, result="rep", asked_by=_ENABLED, is_clustering=True, light_on=("gpu",)
     ),
     "umap": Step(uses=_ON_GPU, result="rep"),
-    "tsne": Step(uses=_ON_GPU, result="rep", is_optional=True),
-    "markers": Step(uses=("backend",), result="rep", is_optional=True, matrix="either"),
-    "trajectory": Step(uses=(*_ON_GPU, "label_key"), result="rep", is_optional=True),
+    "tsne": Step(uses=_ON_GPU, result="rep", asked_by=_ENABLED),
+    "markers": Step(uses=("backend",), result="rep", asked_by=_ENABLED, matrix="either"),
+    "cell_type_names": Step(section="cell_types", result="rep", asked_by=("markers",)),
+    "trajectory": Step(uses=(*_ON_GPU, "label_key"), result="rep", asked_by=_ENABLED),
     "matrix": Step(section="final", matrix="blocks"),
     "final": Step(uses=("annotations",), matrix="blocks"),
     "qc_figures": Step(uses=("batch_key",), section="figures"),
-    "figures": Step(uses=("label_key", "batch_key", "annotations"), is_optional=True),
+    "figures": Step(uses=("label_key", "batch_key", "annotations"), asked_by=_ENABLED),
     "marker_figures": Step(section="figures"),
     "report": Step(
-        uses=("seed", "label_key", "label_missing", "batch_key", "annotations"), is_optional=True
+        uses=("seed", "label_key", "label_missing", "batch_key", "annotations"), asked_by=_ENABLED
     ),
 }
 #: The sections of the config that a dataset may override; that of the simulator is a dataset's own.
@@ -95,6 +103,13 @@ def using(what: str) -> list[str]:
 def section_of(step: str) -> str:
     """Return the section of the config that a step has its settings from."""
     return STEPS[step].section or step
+
+
+def is_made(dataset: Mapping[str, Any], step: str) -> bool:
+    """Return whether the settings of a dataset ask for a step."""
+    section = dataset[section_of(step)]
+    asked = [section[key] for key in STEPS[step].asked_by]
+    return not asked or any(value and value != "none" for value in asked)
 
 
 def results(level: str) -> list[str]:

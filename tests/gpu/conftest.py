@@ -39,7 +39,7 @@ def settings():
 
     def of(step: str, **more) -> dict:
         section = {k: v for k, v in sections[step].items() if k not in ("enabled", "h5ad")}
-        if "by" in section:  # auto is resolved before a step is called
+        if section.get("by") == "auto":  # auto is resolved before a step is called
             section["by"] = None
         return section | more
 

@@ -43,7 +43,7 @@ def settings() -> Callable[..., dict]:
         section = {k: v for k, v in _defaults()[step].items() if k not in ("enabled", "h5ad")}
         if step == "hvg":
             section["batch_key"] = None
-        if "by" in section:
+        if section.get("by") == "auto":
             section["by"] = None
         return section | changes
 

@@ -67,7 +67,7 @@ def reseal(path):
 def settings(step, **own):
     """A step's default settings, some of them replaced."""
     section = {k: v for k, v in _defaults()[step].items() if k not in ("enabled", "h5ad")}
-    if "by" in section:  # auto is resolved before a step is called
+    if section.get("by") == "auto":  # which is resolved before a step is called
         section["by"] = None
     assert set(own) <= set(section) | set(MORE)
     return section | own

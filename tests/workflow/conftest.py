@@ -23,7 +23,7 @@ from tests.workflow.processes import runtime
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = Path(__file__).parent / "configs"
 #: What the shared run does for the dataset `plain`, beside what it does for `toy`.
-FEATURES = ["seurat_v3", "scaled", "tsne", "resolutions", "labels", "h5ad", "doublets"]
+FEATURES = "seurat_v3 scaled tsne resolutions labels h5ad doublets scores".split()
 CODE = ["Snakefile", "rules", "scripts", "config", "profiles", "envs"]
 CODE += ["cpu", "slurm", "spark", "workstation"]
 
@@ -169,7 +169,7 @@ def environment(folder: Path | None = None) -> dict[str, str]:
     """
     kept = {key: value for key, value in os.environ.items() if not key.startswith("SNAKEMAKE")}
     own = {"XDG_RUNTIME_DIR": runtime(folder)} if folder else {}
-    return kept | {"NUMBA_DISABLE_JIT": "1"} | own
+    return kept | {"NUMBA_DISABLE_JIT": "1", "SCRNA_TEST_CONFIGS": str(CONFIGS)} | own
 
 
 @pytest.fixture(scope="session")

@@ -69,6 +69,26 @@ def test_markers_of_a_column(done, plain):
     assert plain.uns["rank_genes_groups"]["params"]["groupby"] == "cell_type"
 
 
+def test_scores_of_sets_from_a_list_and_a_file(done, plain):
+    type_1 = plain.obs["cell_type"] == "type_1"
+    scores = plain.obs["first type"]
+    assert scores[type_1].mean() > scores[~type_1].mean() + 0.5
+    genes = {name: set(own) for name, own in plain.uns["scores"]["genes"].items()}
+    assert genes["all types"] == {"MARK1-5", "MARK2-5", "MARK3-5"}
+    assert genes["first type"] == {f"MARK1-{i}" for i in range(1, 5)}
+    assert "first type: 1 of 5 genes are not in the data" in log_of(done, "scores")
+
+
+def test_clusters_have_names_from_markers(plain):
+    named = plain.obs[plain.obs["cell_type_auto"] != "unsure"]
+    assert len(named) > len(plain) / 2
+    same = named["cell_type_auto"].astype(str) == named["cell_type"].astype(str)
+    assert same.mean() > 0.9
+    table = plain.uns["cell_type_names"]["table"]
+    assert table["n_cells"].sum() == plain.n_obs
+    assert set(table.index) == set(plain.obs["leiden"])
+
+
 @pytest.mark.parametrize("name", ["toy", "plain"])  # from a gene, from a label
 def test_pseudotime_follows_the_truth(request, name):
     adata = request.getfixturevalue(name)

@@ -17,6 +17,7 @@ figures toy/figures/genes, figures toy/figures/clusters, figures toy/figures/tra
 marker_figures toy/pca, marker_figures toy/harmony, report toy, final toy,
 simulate plain, convert plain, qc plain, doublets plain, filter plain, normalize plain,
 matrix plain, hvg plain,
+scores plain, cell_type_names plain/pca,
 pca plain/pca, neighbors plain/pca, umap plain/pca, tsne plain/pca, leiden plain/pca,
 louvain plain/pca, markers plain/pca, trajectory plain/pca, final plain, h5ad plain
 """
@@ -48,11 +49,13 @@ GENES, CLUSTERS, TRAJECTORY = (
 DRAWN = of("marker_figures report") | CLUSTERS | TRAJECTORY
 ALL_DRAWN = of("figures marker_figures qc_figures report")
 FINAL = of("final h5ad report")
-LEIDEN = of("leiden trajectory integration") | DRAWN | at("toy", of("markers")) | FINAL
+LEIDEN = (
+    of("leiden trajectory integration cell_type_names") | DRAWN | at("toy", of("markers")) | FINAL
+)
 NEIGHBORS = of("neighbors umap louvain") | LEIDEN
 PCA = of("pca harmony tsne integration_scores") | GENES | NEIGHBORS
 HVG = of("hvg") | PCA
-NORMALIZE = of("normalize matrix markers") | HVG
+NORMALIZE = of("normalize matrix markers scores cell_type_names") | HVG
 FILTER = of("filter qc_figures") | NORMALIZE
 QC = of("qc") | FILTER
 DOUBLETS = of("doublets") | at("plain", FILTER)  # plain removes them
@@ -82,6 +85,13 @@ CHANGES = {
     "umap: {min_dist: 0.3}": of("umap") | DRAWN | FINAL,
     "leiden: {resolution: 1.1}": at("toy", LEIDEN),  # plain has its own
     "markers: {min_cells: 9}": of("markers marker_figures") | FINAL,
+    "datasets: {plain: {scores: {n_bins: 20}}}": at("plain", of("scores") | FINAL),
+    "datasets: {plain: {scores: {sets: {first type: [MARK1-1, MARK1-2, MARK1-3]}}}}": at(
+        "plain", of("scores") | FINAL
+    ),
+    "datasets: {plain: {cell_types: {min_margin: 0.2}}}": at(
+        "plain", of("cell_type_names") | FINAL
+    ),
     "trajectory: {n_dcs: 5}": of("trajectory") | TRAJECTORY | FINAL,
     "integration: {n_cells: 150}": of("integration_scores integration") | at("toy", FINAL),
     "final: {counts_layer: false}": of("matrix final h5ad"),
@@ -94,6 +104,16 @@ CHANGES = {
     # a step more, or one less
     "tsne: {enabled: true}": jobs("tsne toy/pca, tsne toy/harmony, figures toy/figures/tsne")
     | at("toy", FINAL),
+    "datasets: {toy: {scores: {sets: {one: [MARK1-1, MARK1-2, MARK1-3]}}}}": jobs(
+        "scores toy, figures toy/figures/scores"
+    )
+    | at("toy", FINAL),
+    "datasets: {toy: {cell_types: {markers: $SCRNA_TEST_CONFIGS/markers.csv}}}": jobs(
+        "cell_type_names toy/pca, cell_type_names toy/harmony"
+    )
+    | CLUSTERS
+    | at("toy", FINAL),
+    "datasets: {plain: {cell_types: {markers: null}}}": at("plain", FINAL),
     "integration: {enabled: false}": at("toy", FINAL),
     "louvain: {enabled: true}": jobs("louvain toy/pca, louvain toy/harmony") | at("toy", FINAL),
     "doublets: {method: scrublet}": {"doublets toy"} | CLUSTERS | at("toy", FINAL),
@@ -142,6 +162,8 @@ EDITS = {
     ("scripts/scrna/methods/clustering.py", "CODE"): of("louvain") | LEIDEN,
     ("scripts/scrna/methods/outliers.py", "CODE"): FILTER,
     ("scripts/scrna/methods/doublets.py", "CODE"): DOUBLETS,
+    ("scripts/scrna/methods/gene_scores.py", "CODE"): of("scores") | at("plain", FINAL),
+    ("scripts/scrna/methods/marker_names.py", "CODE"): at("plain", of("cell_type_names") | FINAL),
     ("scripts/scrna/plots/style.py", "CODE"): ALL_DRAWN,
     ("scripts/scrna/data/benchmarks.py", "CODE"): {"report toy"},
     ("scripts/scrna/report/report.css", "STYLE"): {"report toy"},

@@ -39,6 +39,9 @@ def clustering_problems(
     groupby = dataset["markers"]["groupby"]
     if dataset["markers"]["enabled"] and is_clustering(groupby):
         yield from _not_made(dataset, groupby, "markers.groupby is")
+    by = dataset["cell_types"]["by"]
+    if dataset["cell_types"]["markers"] and is_clustering(by):
+        yield from _not_made(dataset, by, "cell_types.by is")
     for clustering, names in annotations.items():
         key = "annotations names clusters of"
         if clustering.endswith("_pca") and not is_integrated:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from scrna.config.file_formats import folder_advice
-from scrna.config.settings import batch_keys, is_made
+from scrna.config.settings import batch_keys
 from scrna.config.source_address import (
     address_digest,
     check_file,
@@ -18,7 +18,7 @@ from scrna.config.source_address import (
     without_credentials,
 )
 from scrna.errors import UserError
-from scrna.steps import is_clustering
+from scrna.steps import is_clustering, is_made
 
 #: The files of a 10x folder, as they begin.
 MTX_FILES = ["matrix.mtx", "barcodes.tsv", "features.tsv", "genes.tsv"]
@@ -62,6 +62,9 @@ def required_obs(dataset: Mapping[str, Any], name: str) -> dict[str, str]:
     groupby = dataset["markers"]["groupby"]
     if dataset["markers"]["enabled"] and not is_clustering(groupby):
         wanted[groupby] = "markers.groupby"
+    by = dataset["cell_types"]["by"]
+    if dataset["cell_types"]["markers"] and not is_clustering(by):
+        wanted[by] = "cell_types.by"
     return wanted
 
 

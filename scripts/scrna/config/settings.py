@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from scrna.config.clustering_checks import clustering_problems
+from scrna.config.gene_sets import gene_set_problems
 from scrna.config.schema import (
     errors_in,
     nearest,
@@ -18,7 +19,7 @@ from scrna.config.schema import (
 )
 from scrna.errors import UserError
 from scrna.resources.plan import blocks_problems
-from scrna.steps import MATRIX_STEPS, SECTIONS, section_of
+from scrna.steps import MATRIX_STEPS, SECTIONS, is_made
 
 #: `run: auto`: bytes of GPU memory from which a dataset is taken.
 PICKS = [(96e9, "cell_atlas"), (24e9, "brain_1m")]
@@ -161,12 +162,6 @@ def sample_key(dataset: Mapping[str, Any], asked: str = "auto") -> str | None:
     return next(iter(batch_keys(dataset)), None)
 
 
-def is_made(dataset: Mapping[str, Any], step: str) -> bool:
-    """Return whether the settings ask for a step that is optional."""
-    section = dataset[section_of(step)]
-    return bool(section.get("enabled", section.get("method") != "none"))
-
-
 def annotations(dataset: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """Return the cluster names of a dataset, with cluster numbers as text."""
     return {
@@ -212,9 +207,10 @@ def _problems(dataset: Mapping[str, Any], backend: str) -> Iterator[str]:
     yield from clustering_problems(
         dataset, annotations(dataset), is_integrated=bool(batch_keys(dataset))
     )
+    yield from gene_set_problems(dataset)
     if dataset["execution"] == "blocks":
         for step in MATRIX_STEPS:
-            if dataset[step].get("enabled", True):
+            if is_made(dataset, step):
                 for problem in blocks_problems(step, dataset[step], backend):
                     yield f"{problem} (execution: blocks)"
 

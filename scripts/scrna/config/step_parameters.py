@@ -6,6 +6,7 @@ A change of the config reruns the steps whose parameters change by it, and what 
 from collections.abc import Mapping
 from typing import Any
 
+from scrna.config import gene_sets
 from scrna.config.settings import annotations, batch_keys, sample_key
 from scrna.steps import STEPS, section_of
 
@@ -63,6 +64,11 @@ def of_step(
         found["by"] = sample_key(dataset, found["by"])
     elif step == "hvg" and found["batch_key"] == "auto":
         found["batch_key"] = next(iter(batches), None)
+    elif step == "scores":  # the genes themselves: a file that changes changes the scores
+        found["sets"] = gene_sets.scored_sets(dataset)
+        found["cell_cycle"] = gene_sets.cell_cycle(dataset)
+    elif step == "cell_type_names":
+        found["markers"] = gene_sets.marker_sets(dataset)
     elif step == "integration":
         del found["n_cells"]
     elif step == "integration_scores":

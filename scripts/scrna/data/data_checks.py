@@ -13,6 +13,7 @@ import numpy as np
 
 from scrna.data.batches import FEWEST_CELLS, complete_batches, in_large_batches
 from scrna.data.covariates import as_numbers
+from scrna.data.gene_lists import check_gene_lists
 from scrna.data.genes import find_genes
 from scrna.data.groups import check_groups
 from scrna.errors import UserError
@@ -84,6 +85,25 @@ def check_genes(
         find_genes(named["genes"], symbols, ids, key="figures.genes")
         if gene := (named["root"] or {}).get("gene"):
             find_genes([gene], symbols, list, key="trajectory.root.gene")
+        check_gene_lists(named["gene_sets"], symbols, ids)
+
+
+def check_new_columns(named: Mapping[str, Any], columns: Iterable[str]) -> None:
+    """Refuse gene sets that are named as a column of obs that is there.
+
+    Parameters
+    ----------
+    named
+        What the settings name.
+    columns
+        The columns of the source's obs.
+    """
+    with _of_dataset(named):
+        for name in sorted(set(columns) & set(named["gene_sets"]["columns"])):
+            msg = (
+                f"scores.sets.{name}: obs has a column {name!r} already; give the set another name"
+            )
+            raise UserError(msg)
 
 
 def check_kept_genes(
@@ -119,6 +139,7 @@ def check_kept_genes(
             if not n_cells[place]:
                 msg = f"trajectory.root.gene {gene!r} is expressed in none of the kept cells"
                 raise UserError(msg)
+        check_gene_lists(named["gene_sets"], symbols, ids, keep)
 
 
 @contextmanager

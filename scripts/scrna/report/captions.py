@@ -14,6 +14,7 @@ TOPICS = {
     "genes": "Genes and components",
     "embeddings": "Embeddings",
     "clusters": "Clusters",
+    "scores": "Scores of gene sets",
     "expression": "Expression",
     "trajectory": "Trajectory",
     "more": "More figures",
@@ -205,6 +206,33 @@ def _of_markers(results: Results, what: str, rep: str) -> tuple[str, str]:
     )
 
 
+def _cell_types(results: Results, _what: str, _rep: str) -> tuple[str, str]:
+    own = results.parameters("cell_type_names")
+    shown = f"Score of each cell type in each group ({own['by']}); a frame marks the name."
+    how = (
+        "Mean z-score over the groups of a type's positive marker genes, minus half of that of its "
+        f"negative ones. The best type is the name if it is {own['min_margin']:g} above the next "
+        "one and above 0; else the group is unsure."
+    )
+    return shown, how
+
+
+def _scores(results: Results, what: str, _rep: str) -> tuple[str, str]:
+    own = results.parameters("scores")
+    where = "on the UMAP" if what == "umap" else "by cluster: quartiles (bar) and median (dot)"
+    shown = f"Scores of gene sets in each cell, {where}."
+    how = (
+        "Mean expression of the genes of a set minus that of control genes with a similar mean "
+        f"(Tirosh et al. 2016; {_settings(own, ['ctrl_size', 'n_bins', 'seed'])})."
+    )
+    if own["cell_cycle"]:
+        how += (
+            " Phases of the cell cycle by the higher of S_score and G2M_score, G1 where both are "
+            "below 0."
+        )
+    return shown, how
+
+
 def _of_genes(results: Results, what: str, rep: str) -> tuple[str, str]:
     if what == "umap":
         return "UMAP coloured by the expression of the genes in figures.genes.", _EXPRESSION
@@ -230,6 +258,8 @@ _KNOWN: Mapping[str, tuple[str, str, Callable[[Results, str, str], tuple[str, st
     "umap": ("embeddings", "UMAP", _umap),
     "tsne": ("embeddings", "t-SNE", _tsne),
     "clusters_by_(.+)": ("clusters", "Clusters by {}", _clusters_by),
+    "cell_types_heatmap": ("clusters", "Cell types by marker genes", _cell_types),
+    "scores_(umap|violins)": ("scores", "Scores of gene sets, {}", _scores),
     "markers_(dotplot|heatmap)": ("expression", "Markers, {}", _of_markers),
     "genes_(dotplot|umap)": ("expression", "Selected genes, {}", _of_genes),
     "trajectory": ("trajectory", "Trajectory", _trajectory),

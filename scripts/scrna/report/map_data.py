@@ -99,8 +99,15 @@ def groups(
     for asked, names in annotations.items():
         place = place_of(asked, results.reps[::-1])
         found["cell_type"] = cell_types(clusterings[place], asked, names)
+    for rep in results.reps:
+        if results.has_names(rep):
+            auto = step_files.read(results.files[rep, "cell_type_names"], "obs/cell_type_auto")
+            found[_of("cell_type_auto", rep, results, "{} ({})")] = auto
     for (rep, name), clusters in clusterings.items():
         found[_of(name, rep, results, "{} ({})")] = clusters
+    scored = results.files.get(("", "scores"))
+    if scored and "obs/phase" in step_files.names(scored):
+        found["phase"] = step_files.read(scored, "obs/phase")
     for name, column in Counts(results.counts).obs(list(columns)).items():
         text = column.loc[results.keep].astype("str").where(column.loc[results.keep].notna())
         # as in `final`, which renames the column of the source
@@ -126,6 +133,13 @@ def values(results: Results) -> dict[str, np.ndarray]:
         path, slot = results.files.get((rep, "trajectory")), "obs/dpt_pseudotime"
         if path and slot in step_files.names(path):
             found[_of("pseudotime", rep, results, "{} ({})")] = step_files.read(path, slot)
+    if scored := results.files.get(("", "scores")):
+        slots = [name for name in step_files.names(scored) if name.startswith("obs/")]
+        found |= {
+            f"score: {slot.removeprefix('obs/')}": step_files.read(scored, slot)
+            for slot in slots
+            if slot != "obs/phase"
+        }
     return found
 
 

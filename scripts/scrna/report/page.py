@@ -104,6 +104,7 @@ def page(
         filtered=results.filtered,
         samples=sample_rows(results),
         clusters=[clusters(results, rep, markers.get(rep), annotations) for rep in results.reps],
+        named=[named_types(results, rep) for rep in results.reps if results.has_names(rep)],
         integration=results.integration,
         scores=_SCORES,
         cell_map=cell_map,
@@ -185,6 +186,19 @@ def clusters(
         for name, colour in colours_of(names).items()
     ]
     return {"rep": rep, "label": REPRESENTATIONS[rep], "rows": rows, "has_genes": bool(top)}
+
+
+def named_types(results: Results, rep: str) -> dict[str, Any]:
+    """Describe the names that groups of cells got from marker genes, in a representation.
+
+    Returns
+    -------
+    rep, label, by (what the groups are of), min_margin, and rows: group, n_cells, cell_type, best,
+    score, second, second_score, margin.
+    """
+    found = step_files.read(results.files[rep, "cell_type_names"], "uns/cell_type_names")
+    rows = found["table"].rename_axis("group").reset_index().to_dict("records")
+    return {"rep": rep, "label": REPRESENTATIONS[rep], "rows": rows} | found["params"]
 
 
 def _names_of(

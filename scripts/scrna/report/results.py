@@ -237,6 +237,10 @@ class Results:
             if name.startswith("obs/")
         }
 
+    def has_names(self, rep: str) -> bool:
+        """Return whether groups of a representation have names from marker genes."""
+        return (rep, "cell_type_names") in self.files
+
     def usages(self, benchmarks: Path) -> list[Usage]:
         """Read time and memory of the steps, in the order in which they started.
 

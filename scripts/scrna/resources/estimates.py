@@ -110,6 +110,8 @@ def step_bytes(
     elif step == "markers":
         needed = matrix * (1 + _markers_copies(backend, **settings))
         needed += _markers_tables(n_vars, n_bins=1000, **settings)
+    elif step == "scores":
+        needed = matrix
     else:
         needed = matrix + _pca_dense(n_obs, n_vars, **settings)
         needed += _pca_tables(n_obs, n_vars, **settings)

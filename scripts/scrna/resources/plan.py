@@ -18,7 +18,7 @@ from scrna.resources.estimates import (
     step_bytes,
 )
 from scrna.resources.host_memory import Memory, gib
-from scrna.steps import BLOCK_STEPS, MATRIX_STEPS
+from scrna.steps import BLOCK_STEPS, MATRIX_STEPS, is_made
 
 
 @dataclass(frozen=True)
@@ -228,9 +228,9 @@ def plan_steps(
         used = whole | {"n_vars": n_vars, "nnz": nnz}
     choices = []
     for step in MATRIX_STEPS:
-        settings = {key: value for key, value in dataset[step].items() if key != "enabled"}
-        if not dataset[step].get("enabled", True):
+        if not is_made(dataset, step):
             continue
+        settings = {key: value for key, value in dataset[step].items() if key != "enabled"}
         if step == "hvg" and settings["batch_key"] == "auto":
             settings["batch_key"] = dataset["batch_key"]
         try:

@@ -11,6 +11,7 @@ from typing import Any
 
 from scrna.config.converted import current_summary
 from scrna.config.datasets import Source, covariates, required_obs
+from scrna.config.gene_sets import named_genes
 from scrna.config.schema import nearest
 from scrna.config.settings import batch_keys
 from scrna.config.step_parameters import of_step
@@ -36,7 +37,7 @@ def named_in_data(dataset: Mapping[str, Any], name: str, seed: int) -> dict[str,
     -------
     dataset, simulate (what simulated data are made from), batch_key, missing_batch,
     min_batch_cells, regress_out (those not from qc), label_key, root, markers (where they are of a
-    column of obs), genes.
+    column of obs), genes, gene_sets (`scrna.config.gene_sets.named_genes`).
     """
     markers, trajectory = dataset["markers"], dataset["trajectory"]
     of_column = markers["enabled"] and not is_clustering(markers["groupby"])
@@ -55,6 +56,7 @@ def named_in_data(dataset: Mapping[str, Any], name: str, seed: int) -> dict[str,
         if of_column
         else None,
         "genes": list(dataset["figures"]["genes"]) if are_shown else [],
+        "gene_sets": named_genes(dataset),
     }
 
 
@@ -120,13 +122,14 @@ def _check_columns(
 def _check_counts(counts: Path, named: Mapping[str, Any]) -> None:
     """Do what the conversion does, with the store that it left."""
     from scrna.data.counts import Counts
-    from scrna.data.data_checks import check_cells, check_genes
+    from scrna.data.data_checks import check_cells, check_genes, check_new_columns
 
     store = Counts(counts)
 
     def column(name: str):
         return store.obs([name])[name]
 
+    check_new_columns(named, store.summary["obs_columns"])
     check_cells(named, column, lambda: [store.cell_names()], is_filtered=False)
     if _names_genes(named):
         check_genes(named, store.genes(), store.gene_ids)
@@ -159,4 +162,7 @@ def _check_filtered(
 
 
 def _names_genes(named: Mapping[str, Any]) -> bool:
-    return bool(named["genes"]) or "gene" in (named["root"] or {})
+    sets = named["gene_sets"]
+    return bool(named["genes"] or sets["scores"] or sets["markers"]) or "gene" in (
+        named["root"] or {}
+    )

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from scrna.config.datasets import Source
-from scrna.config.settings import annotations, batch_keys, is_made
+from scrna.config.settings import annotations, batch_keys
 from scrna.config.step_parameters import TOPICS_BY_CELL
-from scrna.steps import CLUSTERINGS, STEPS, clustering_of, is_clustering, results
+from scrna.steps import CLUSTERINGS, STEPS, clustering_of, is_clustering, is_made, results
 
 #: The representations of the cells: before and after integration.
 REPS = ["pca", "harmony"]
@@ -18,6 +18,7 @@ TOPICS = {
     "genes": ["pca"],
     "clusters": ["leiden", "umap"],
     "tsne": ["leiden", "tsne"],
+    "scores": ["leiden", "umap", "scores"],
     "trajectory": ["leiden", "umap", "trajectory"],
 }
 
@@ -51,10 +52,11 @@ class Targets:
 
     def marker_groups(self, wildcards: Any) -> str | list[str]:
         """Return the step file of the clusters that markers are of; none for a column of obs."""
-        groupby = self.datasets[wildcards.dataset]["markers"]["groupby"]
-        if not is_clustering(groupby):
-            return []
-        return f"results/{wildcards.dataset}/{wildcards.rep}/{clustering_of(groupby)}.h5"
+        return _clusters(wildcards, self.datasets[wildcards.dataset]["markers"]["groupby"])
+
+    def named_groups(self, wildcards: Any) -> str | list[str]:
+        """Return the step file of the clusters that get names of cell types, likewise."""
+        return _clusters(wildcards, self.datasets[wildcards.dataset]["cell_types"]["by"])
 
     def doublets(self, wildcards: Any) -> str | list[str]:
         """Return the step file of the doublets that the filter removes; none where they stay."""
@@ -66,8 +68,12 @@ class Targets:
         """List the step files that `final` gathers, beside the filter and the normalisation."""
         dataset = self.datasets[wildcards.dataset]
         reps = REPS if batch_keys(dataset) else REPS[:1]
-        files = [f"{step}.h5" for step in self._made(dataset, "dataset")]
-        files += [f"{rep}/{step}.h5" for rep in reps for step in [rep, *self._made(dataset, "rep")]]
+        made = {
+            level: [step for step in results(level) if is_made(dataset, step)]
+            for level in ("dataset", "rep")
+        }
+        files = [f"{step}.h5" for step in made["dataset"]]
+        files += [f"{rep}/{step}.h5" for rep in reps for step in [rep, *made["rep"]]]
         if len(reps) > 1 and dataset["integration"]["enabled"]:
             files += ["integration_scores.h5", "integration.h5"]
         return [f"results/{wildcards.dataset}/{file}" for file in files]
@@ -78,7 +84,7 @@ class Targets:
         if wildcards.topic in TOPICS_BY_CELL:
             named_ones = annotations(self.datasets[wildcards.dataset])
             shown += [c for c in CLUSTERINGS if any(c in name for name in named_ones)]
-            shown.append("doublets")
+            shown += ["doublets", "cell_type_names"]
         files = map(Path, self.step_files(wildcards))
         places = (*REPS, wildcards.dataset)
         return [str(f) for f in files if f.parent.name in places and f.stem in shown]
@@ -93,7 +99,7 @@ class Targets:
         dataset, folder = self.datasets[wildcards.dataset], Path("results", wildcards.dataset)
         if not dataset["figures"]["enabled"]:
             return []
-        topics = [topic for topic in TOPICS if dataset.get(topic, {}).get("enabled", True)]
+        topics = [topic for topic in TOPICS if topic not in STEPS or is_made(dataset, topic)]
         folders = [folder / "figures" / topic for topic in topics]
         folders += [folder / "qc/figures"]
         folders += [Path(t).with_name("figures") for t in self.marker_tables(wildcards)]
@@ -117,9 +123,9 @@ class Targets:
         """Return the wildcard constraint of datasets that are simulated."""
         return named(n for n, dataset in self.datasets.items() if dataset["kind"] == "simulate")
 
-    @staticmethod
-    def _made(dataset: Mapping[str, Any], level: str) -> list[str]:
-        """List the steps of a level that the settings ask for."""
-        return [
-            step for step in results(level) if not STEPS[step].is_optional or is_made(dataset, step)
-        ]
+
+def _clusters(wildcards: Any, groupby: str) -> str | list[str]:
+    """Return the step file of a clustering in a representation; none for a column of obs."""
+    if not is_clustering(groupby):
+        return []
+    return f"results/{wildcards.dataset}/{wildcards.rep}/{clustering_of(groupby)}.h5"

@@ -126,6 +126,15 @@ BY_CONVERSION = {
     "mean GENE1",
     "figures: {genes: [GENE2, ENSG00000000003, CD3D]}": "toy: figures.genes: there is no gene "
     "'CD3D'",
+    "scores: {sets: {mine: [GENE1, GENE2, CD3D]}}": "toy: scores.sets.mine has 3 genes, of which "
+    "the data have 2; a score needs 3. Missing: CD3D; genes of the data are named like GENE0",
+    "scores: {sets: {mine: [gene1, gene2, GENE3]}}": "2 of them are there in another case .GENE1 "
+    "for gene1.: are they of another species",
+    "scores: {cell_cycle: human}": "scores.cell_cycle human, S has 43 genes, of which the data "
+    "have 0",
+    "scores: {sets: {early: [GENE1, GENE2, GENE3]}}": "toy: scores.sets.early: obs has a column "
+    "'early' already; give the set another name",
+    "cell_types: {markers: pbmc}": "toy: cell_types.markers: none of its .* genes is in the data",
     "batch_key: late_gaps": "toy: batch_key 'late_gaps' has no value in 100 of 120 cells. Fill",
     "keep_obs: {batch: [a]}\nbatch_key: batch": "batch_key 'batch' has one batch, 'a', in all of "
     "the 40 cells",
@@ -146,6 +155,8 @@ BY_FILTER = {
     "kept cells",
     "figures: {genes: [ENSG00000000029]}": "figures.genes: ENSG00000000029 is in 0 of the kept "
     "cells and was removed by the filter. Lower filter.min_cells",
+    "scores: {sets: {mine: [GENE1, GENE2, GENE29]}}": "toy, after the filter: scores.sets.mine has "
+    "3 genes, of which the data have 3, the filter keeps 2; a score needs 3. Lower filter.min_",
     "pca: {regress_out: [age]}\nfilter: {min_genes: 1}": "regress_out names 'age', which is not a "
     "column of finite numbers in every kept cell",
 }
@@ -159,6 +170,7 @@ ACCEPTED = [
     "trajectory: {enabled: false, root: {cell: nobody}}",
     "figures: {enabled: false, genes: [CD3D]}\nreport: {enabled: false}",
     "figures: {genes: [GENE1, ENSG00000000002]}\ntrajectory: {root: {gene: GENE3}}",
+    "scores: {sets: {mine: [GENE1, ENSG00000000002, GENE3, CD3D]}}",
     "trajectory: {root: {cell: cell119}}\nmarkers: {enabled: false, groupby: none}",
 ]
 
