@@ -15,11 +15,12 @@ import yaml
 RULES = "download simulate convert qc filter normalize hvg pca harmony neighbors umap tsne leiden"
 RULES = [*RULES.split(), *"louvain markers trajectory integration_scores integration final".split()]
 RULES += ["h5ad", "figures", "matrix", "qc_figures", "marker_figures", "report", "doublets"]
-RULES += ["merge", "metadata", "download_sample", "convert_sample"]
+RULES += ["scores", "cell_type_names", "merge", "metadata", "download_sample", "convert_sample"]
 #: Rules of a sample that do with its file what another rule does with a dataset's.
 OF_SAMPLE = {"download_sample": "download", "convert_sample": "convert"}
 #: Rules that the demo has no job of.
-NOT_IN_DEMO = {"download", "louvain", "h5ad", "doublets", "merge", "metadata", *OF_SAMPLE}
+NOT_IN_DEMO = {"download", "louvain", "h5ad", "doublets", "scores", "cell_type_names"}
+NOT_IN_DEMO |= {"merge", "metadata", *OF_SAMPLE}
 PROFILES = ["cpu", "slurm", "spark", "workstation"]
 
 
