@@ -22,6 +22,8 @@ ELEMENTS = {
     "csr_matrix": csr_matrix(np.eye(3)),
     "dataframe": pd.DataFrame({"a": [1, 2]}, index=["x", "y"]),
     "dict": {"a": np.ones(2)},
+    "numeric-scalar": 0.5,
+    "string": "X_pca",
     "string-array": np.array(["a", "b"], dtype=object),
 }
 
