@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scrna.config.converted import another_source, as_read, current_summary
-from scrna.config.datasets import READING
+from scrna.config.converted import READING, another_source, as_read, current_summary
 from scrna.damage import write_json
 
 #: When the conversion of these tests began, and before and after it; seconds.

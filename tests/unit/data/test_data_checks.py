@@ -16,7 +16,8 @@ import scrna.data.counts
 from scripts.convert import convert
 from scripts.filter import filter_cells
 from scripts.qc import qc
-from scrna.config.datasets import READING, required_obs, sources
+from scrna.config.converted import READING
+from scrna.config.datasets import required_obs, sources
 from scrna.config.settings import complete
 from scrna.config.step_parameters import of_step
 from scrna.data import step_files
