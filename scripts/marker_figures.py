@@ -6,8 +6,8 @@ Purpose
 Method
     The first ``n_markers`` of each group in the table of markers, fewer if there are many groups.
     The panels of ranks show the first 20 genes of a group by their scores, as scanpy's
-    ``pl.rank_genes_groups``. The matrix is read once, for these genes only. Clusters with names in ``annotations`` are
-    labelled ``0: B cells``.
+    ``pl.rank_genes_groups``. The matrix is read once, for the genes of the other pictures. Clusters
+    with names in ``annotations`` are labelled ``0: B cells``.
 
 Settings
     Section ``figures``; ``markers.groupby``; ``annotations`` of the dataset.

@@ -21,8 +21,9 @@ Outputs
     A step file: uns ``rank_genes_groups``, as in scanpy; of a further grouping
     ``rank_genes_groups_NAME``.
 
-    ``markers.csv``, or ``markers_NAME.csv``: group, names, scores, logfoldchanges (log2), pvals, pvals_adj, pct_nz_group and
-    pct_nz_reference (fractions of cells that express the gene, in the group and outside).
+    ``markers.csv``, or ``markers_NAME.csv``: group, names, scores, logfoldchanges (log2), pvals,
+    pvals_adj, pct_nz_group and pct_nz_reference (fractions of cells that express the gene, in the
+    group and outside).
 """
 
 if __name__ == "__main__":  # a worker, if there is one, does the step: import nothing first

@@ -1,7 +1,7 @@
 """What markers are of: ``markers.groupby`` is one grouping of the cells, or a list of them.
 
-The first has the plain names (``markers.h5``, ``markers.csv``, the folder ``figures``); the files of
-a further one have its name in theirs: ``markers_cell_type.h5``.
+The first has the plain names (``markers.h5``, ``markers.csv``, the folder ``figures``). Those of a
+further one have its name in theirs: ``markers_cell_type.h5``.
 """
 
 import re

@@ -270,6 +270,7 @@ def test_sixty_groups_have_room(tmp_path):
     done = made(tmp_path, pd.Categorical(groups * 2, categories=groups), genes, table)
     names = {group: f"{group} a cell type with a name that is rather long" for group in groups}
     drawn = drawn_of(done, names=names, n_markers=5)
+    assert len(drawn.pop("markers_ranks").axes) == 60
     for figure in drawn.values():
         ax = figure.axes[0]
         assert (len(labels(ax.yaxis)), len(labels(ax.xaxis))) == (60, 120)
