@@ -87,7 +87,9 @@ def of_step(
         if step == "figures":
             found["topic"] = topic
             if topic not in TOPICS_BY_CELL:
-                del found["batch_key"], found["label_key"], found["annotations"]
+                del found["batch_key"], found["annotations"]
+            if topic == "genes":
+                del found["label_key"]
     elif step == "markers":
         found["groupby"] = grouping_of(dataset, grouping)
         if grouping:

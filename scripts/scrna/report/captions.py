@@ -157,7 +157,7 @@ def _umap(results: Results, _what: str, _of: Place) -> tuple[str, str]:
     own = results.parameters("umap")
     used = ["min_dist", "spread", "max_iter", "init", "seed"]
     how = f"UMAP (McInnes et al. 2018; {_settings(own, used)}) of {_graph(results)}."
-    return _embedding_of("UMAP", results), how + _leiden(results)
+    return _embedding_of("UMAP", results), how + _leiden(results) + _louvain(results)
 
 
 def _tsne(results: Results, _what: str, _of: Place) -> tuple[str, str]:
@@ -165,7 +165,7 @@ def _tsne(results: Results, _what: str, _of: Place) -> tuple[str, str]:
     used = ["n_pcs", "perplexity", "early_exaggeration", "learning_rate", "seed"]
     how = (
         f"t-SNE (van der Maaten & Hinton 2008; {_settings(own, used)}) of the components."
-        f"{_leiden(results)}"
+        f"{_leiden(results)}{_louvain(results)}"
     )
     return _embedding_of("t-SNE", results), how
 
@@ -196,6 +196,17 @@ def _trajectory(results: Results, _what: str, _of: Place) -> tuple[str, str]:
         used = _settings(own, ["n_comps", "n_dcs"])
         how += f" Diffusion pseudotime (Haghverdi et al. 2016; {used}) from {kind} {name}."
     return f"{shown}.", how
+
+
+def _diffmap(results: Results, _what: str, _of: Place) -> tuple[str, str]:
+    own = results.parameters("trajectory")
+    shown = "Diffusion map of the cells, coloured by cluster and by known labels, if there are any."
+    how = (
+        f"Diffusion map (Haghverdi et al. 2015; {_settings(own, ['n_comps', 'seed'])}) of "
+        f"{_graph(results)}. Shown are the first two components that order cells: those before "
+        "them tell only how densely cells lie, and separate pieces of the graph apart."
+    )
+    return shown, how + _leiden(results)
 
 
 def _of_markers(results: Results, what: str, of: Place) -> tuple[str, str]:
@@ -281,6 +292,7 @@ _KNOWN: Mapping[str, tuple[str, str, Callable[[Results, str, Place], tuple[str, 
     "markers_(ranks|dotplot|heatmap)": ("expression", "Markers, {}", _of_markers),
     "genes_(dotplot|umap)": ("expression", "Selected genes, {}", _of_genes),
     "trajectory": ("trajectory", "Trajectory", _trajectory),
+    "diffmap": ("trajectory", "Diffusion map", _diffmap),
 }
 
 
@@ -295,6 +307,12 @@ def _graph(results: Results) -> str:
 def _leiden(results: Results) -> str:
     own = results.parameters("leiden")
     return f" Clusters: Leiden (Traag et al. 2019; {_settings(own, ['resolution', 'seed'])})."
+
+
+def _louvain(results: Results) -> str:
+    own = results.parameters("louvain")
+    used = _settings(own, ["resolution", "seed"]) if own else ""
+    return f" Louvain (Blondel et al. 2008; {used})." if own else ""
 
 
 def _bounds(results: Results) -> str:

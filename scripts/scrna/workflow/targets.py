@@ -8,7 +8,7 @@ from typing import Any
 
 from scrna.config.datasets import Source
 from scrna.config.groupings import grouping_of, suffixes
-from scrna.config.settings import annotations, batch_keys
+from scrna.config.settings import batch_keys
 from scrna.config.step_parameters import TOPICS_BY_CELL
 from scrna.steps import CLUSTERINGS, STEPS, clustering_of, is_clustering, is_made, results
 
@@ -86,9 +86,7 @@ class Targets:
         """List the step files of the representations that the figures of a topic are drawn from."""
         shown = list(TOPICS[wildcards.topic])
         if wildcards.topic in TOPICS_BY_CELL:
-            named_ones = annotations(self.datasets[wildcards.dataset])
-            shown += [c for c in CLUSTERINGS if any(c in name for name in named_ones)]
-            shown += ["doublets", "cell_type_names"]
+            shown += [*CLUSTERINGS, "doublets", "cell_type_names"]  # Louvain's where it is enabled
         files = map(Path, self.step_files(wildcards))
         places = (*REPS, wildcards.dataset)
         return [str(f) for f in files if f.parent.name in places and f.stem in shown]

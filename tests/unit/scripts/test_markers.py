@@ -145,7 +145,7 @@ def test_a_further_grouping_has_a_name_of_its_own(do):
 
 
 def test_a_column_that_is_not_there_is_named(do):
-    with pytest.raises(UserError, match="obs has no column 'celltype' .*; there are .*cell_type"):
+    with pytest.raises(UserError, match=r"obs has no column 'celltype' .*; there are .*cell_type"):
         do(clusters=None, groupby="celltype")
 
 
