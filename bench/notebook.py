@@ -298,7 +298,11 @@ class Notebook:
         how = self.how["neighbors"]
         more = {"algorithm": self.options.algorithm} if self.on_gpu else {}
         self.library.pp.neighbors(
-            self.adata, how["n_neighbors"], n_pcs=how["n_pcs"], use_rep=self.representation, **more
+            self.adata,
+            n_neighbors=how["n_neighbors"],
+            n_pcs=how["n_pcs"],
+            use_rep=self.representation,
+            **more,
         )
 
     def umap(self) -> None:
@@ -460,7 +464,7 @@ def settings_of(options: argparse.Namespace) -> dict:
     import yaml
     from snakemake.utils import update_config
 
-    sys.path.insert(0, str(ROOT / "scripts"))
+    sys.path.append(str(ROOT / "scripts"))  # last: scripts/umap.py is not the package umap
     from scrna.config.settings import complete
 
     config = yaml.safe_load((ROOT / "config/config.yaml").read_text())

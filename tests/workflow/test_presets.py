@@ -4,6 +4,8 @@ import http.server
 import json
 import re
 import runpy
+import subprocess
+import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -123,3 +125,19 @@ def test_the_playbooks_figures_are_in_the_report(playbook):
     for title in ("UMAP", "t-SNE", "Diffusion map", "Markers, ranks (Harmony, after integration)"):
         assert f"<h3>{title}</h3>" in page
     assert "Louvain (Blondel et al. 2008; resolution 0.6, seed 0)" in page
+
+
+@pytest.mark.slow
+def test_the_notebooks_own_calls_find_the_same(playbook):
+    """Equal masks and genes, components but for their sign, Leiden within a reseed."""
+    folder, _ = playbook
+    command = [
+        sys.executable,
+        "bench/same_as_notebook.py",
+        "config/presets/dgx_spark_playbook.yaml",
+    ]
+    command += [str(folder), "--backend", "cpu", "--n-top-genes", "400"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    same = re.findall(r"^(\w[\w ]*): [\d,]+, the same$", done.stdout, re.MULTILINE)
+    assert same == ["cells", "genes", "highly variable genes"]

@@ -225,7 +225,7 @@ def test_provenance_has_the_bounds(run_filter, tmp_path):
     run_filter(cells_with([2, 3], [10, 20]), max_genes=7, min_cells=1)
     record = step_files.provenance_of(tmp_path / "filter.h5")
     expected = NO_BOUNDS | {"max_genes": 7, "min_cells": 1, "missing_mt": "skip"}
-    expected |= {"mad": None, "by": None, "remove_doublets": False}
+    expected |= {"mad": None, "by": None, "remove_doublets": False, "inclusive": True}
     assert record["parameters"] == expected
 
 
