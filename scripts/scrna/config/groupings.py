@@ -13,6 +13,8 @@ from scrna.steps import is_clustering
 #: What the wildcard ``grouping`` matches: nothing, or an underscore and a name. That of a grouping
 #: which the config does not list, or no longer lists, can still be made, and is looked after.
 PATTERN = "(?:_[^/]+)?"
+#: Characters of a grouping's name that stand in the names of files.
+LONGEST_NAME = 60
 
 
 def groupings(dataset: Mapping[str, Any]) -> list[str]:
@@ -23,7 +25,7 @@ def groupings(dataset: Mapping[str, Any]) -> list[str]:
 
 def file_name(groupby: str) -> str:
     """Return a grouping's name as it stands in the names of files and of uns."""
-    return re.sub(r"[^\w.-]+", "_", groupby)
+    return re.sub(r"[^\w.-]+", "_", groupby)[:LONGEST_NAME]
 
 
 def by_suffix(dataset: Mapping[str, Any]) -> dict[str, str]:

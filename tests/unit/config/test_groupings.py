@@ -89,6 +89,7 @@ REFUSED = {
     "markers.groupby has 'a b' and 'a/b', whose results would both be named markers_a_b": [
         "leiden", "a b", "a/b",
     ],
+    "both be named markers_x{60}: rename": ["leiden", 61 * "x", 62 * "x"],
     "markers.groupby has 'type_pca': names that end in pca": ["leiden", "type_pca"],
     r"markers.groupby is \['a', 'a'\]; expected no value twice": ["a", "a"],
     r"markers.groupby is \[\]; expected at least one value": [],
