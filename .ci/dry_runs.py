@@ -3,8 +3,8 @@
 Each dataset of config/config.yaml, each file of config/presets, and the demo with each profile. The
 working directory is an empty folder, so that results that lie here already change no plan.
 
-Without a GPU the workflow refuses `markers.method: wilcoxon_binned`, as it should. A config that
-has it is planned there with `t-test` instead, and that is said.
+Without a GPU the workflow refuses `markers.method: wilcoxon_binned` and `neighbors.algorithm`, as
+it should. A config that has them is planned there with what the CPU has instead, and that is said.
 
 Usage: ``python .ci/dry_runs.py [--list]``
 """
@@ -19,9 +19,11 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-#: How the workflow begins to refuse the one method that the CPU has not.
-REFUSED = "markers.method wilcoxon_binned needs the GPU"
-ON_CPU = {"markers": {"method": "t-test"}}
+#: How the workflow begins to refuse what the CPU has not → what is planned there instead.
+ON_CPU = {
+    "markers.method wilcoxon_binned needs the GPU": {"markers": {"method": "t-test"}},
+    "neighbors.algorithm all_neighbors needs the GPU": {"neighbors": {"algorithm": "auto"}},
+}
 
 
 def plans() -> dict[str, list[str]]:
@@ -47,9 +49,12 @@ def plan(arguments: list[str]) -> subprocess.CompletedProcess:
 
 
 def without_gpu(arguments: list[str], refusal: str) -> list[str]:
-    """Return the arguments with other markers for the datasets that were refused."""
-    refused = re.findall(rf"datasets\.(\w+): {REFUSED}", refusal)
-    own = f"datasets={json.dumps(dict.fromkeys(refused, ON_CPU))}"
+    """Return the arguments with other settings for the datasets that were refused."""
+    settings: dict[str, dict] = {}
+    for reason, instead in ON_CPU.items():
+        for name in re.findall(rf"datasets\.(\w+): {re.escape(reason)}", refusal):
+            settings[name] = settings.get(name, {}) | instead
+    own = f"datasets={json.dumps(settings)}"
     start = [] if "--config" in arguments else ["--config"]
     return [*arguments, *start, own]
 
@@ -62,8 +67,8 @@ def main() -> None:
     failed = []
     for name, arguments in plans().items():
         done, remark = plan(arguments), ""
-        if REFUSED in done.stdout:
-            remark = " (with t-test: its markers need a GPU)"
+        if any(reason in done.stdout for reason in ON_CPU):
+            remark = " (with the CPU's methods: it needs a GPU)"
             done = plan(without_gpu(arguments, done.stdout))
         print("failed" if done.returncode else "ok    ", name + remark, flush=True)
         if done.returncode:

@@ -3,6 +3,8 @@
     python bench/notebook.py results/simulated_1m/counts.zarr --out notebook.json
     python bench/notebook.py results/simulated_1m/counts.zarr --in-memory --out notebook_memory.json
     python bench/notebook.py results/simulated_1m/counts.zarr --default-chunks /tmp/default.zarr
+    python bench/notebook.py results/dli_census/counts.zarr --in-memory --save playbook.npz \
+        --preset config/presets/dgx_spark_playbook.yaml
 
 rapids-singlecell's calls in the notebook's order, on our store: X as a Dask array of 20,000 cells
 a block on a LocalCUDACluster, or (``--in-memory``, or an h5ad) read whole and moved to the GPU.
@@ -12,6 +14,9 @@ seconds are steps of their own. ``--default-chunks PATH`` first writes X as annd
 itself, float32 in its default chunks (not counted; a store that is there is used again).
 ``--steps`` names what to run; harmony, tsne and diffmap are left out by default. With harmony among
 them, what follows runs for both representations. A step that fails is told and the next is tried.
+``--preset FILE`` takes bounds, numbers and resolutions from a preset, and regresses out and scales
+where it says so; without it they are those of the out-of-core notebook as first measured. ``--save
+FILE`` keeps what the calls found, for bench/same_as_notebook.py.
 ``--backend cpu`` runs the same with scanpy, to try this script on a small store.
 
 The JSON holds the seconds of each step, their sum (without imports and the cluster's start), the
@@ -34,9 +39,9 @@ from pathlib import Path
 
 import numpy as np
 
-STEPS = (
-    "read qc filter normalize hvg pca harmony neighbors umap tsne leiden diffmap markers".split()
-)
+ROOT = Path(__file__).resolve().parents[1]
+STEPS = "read qc filter normalize hvg pca harmony neighbors umap tsne leiden louvain".split()
+STEPS += ["diffmap", "markers"]
 #: What the notebooks draw of each step: name of the file, scanpy's function, its arguments.
 PICTURES = {
     "qc": [
@@ -54,9 +59,11 @@ PICTURES = {
     "diffmap": [("diffmap", "diffmap", {"color": "leiden"})],
     "markers": [("rank_genes", "rank_genes_groups", {"n_genes": 20, "sharey": False})],
 }
-LEFT_OUT = {"harmony", "tsne", "diffmap"}
+LEFT_OUT = {"harmony", "tsne", "louvain", "diffmap"}
 NOT_COUNTED = {"import", "cluster", "default_chunks"}
 BLOCK_CELLS = 20_000
+#: Seeds from which Leiden runs again for --save.
+RESEEDS = 5
 
 
 class DeviceMemory(threading.Thread):
@@ -99,6 +106,7 @@ class Notebook:
         self.library = None
         self.client = self.cluster = None
         self.representation = "X_pca"
+        self.how = settings_of(options)
 
     def timed(self, name: str, function, *args) -> None:
         """Run a step between two synchronisations of the GPU, and keep its seconds."""
@@ -218,16 +226,27 @@ class Notebook:
 
     def filter(self) -> None:
         """Take cells and genes by indexing, which computes nothing more."""
-        obs, options = self.adata.obs, self.options
-        cells = (
-            (obs["n_genes_by_counts"] >= options.min_genes)
-            & (obs["n_genes_by_counts"] <= options.max_genes)
-            & (obs["pct_counts_mt"] <= options.max_pct_mt)
-        ).to_numpy()
+        obs, bounds = self.adata.obs, self.how["filter"]
+        most, least = (np.less_equal, np.greater_equal)
+        if not bounds["inclusive"]:
+            most, least = np.less, np.greater
+        cells = np.ones(len(obs), bool)
+        for name, column, within in (
+            ("min_counts", "total_counts", least),
+            ("max_counts", "total_counts", most),
+            ("min_genes", "n_genes_by_counts", least),
+            ("max_genes", "n_genes_by_counts", most),
+            ("max_pct_mt", "pct_counts_mt", most),
+        ):
+            if bounds[name] is not None:
+                cells &= within(obs[column].to_numpy(), bounds[name])
         self.adata = self.adata[cells].copy()
-        genes = (self.adata.var["n_cells_by_counts"] >= 3).to_numpy()
-        if not genes.all():
-            self.adata = self.adata[:, genes].copy()
+        if self.options.preset and bounds["min_cells"]:  # of the cells that stay, as the playbook
+            self.library.pp.filter_genes(self.adata, min_cells=bounds["min_cells"])
+        elif bounds["min_cells"]:
+            genes = (self.adata.var["n_cells_by_counts"] >= bounds["min_cells"]).to_numpy()
+            if not genes.all():
+                self.adata = self.adata[:, genes].copy()
         print(f"    {self.adata.n_obs:,} cells × {self.adata.n_vars:,} genes stay", flush=True)
 
     def normalize(self) -> None:
@@ -236,18 +255,27 @@ class Notebook:
         self.library.pp.log1p(self.adata)
 
     def hvg(self) -> None:
-        """Choose 5,000 genes."""
+        """Choose the variable genes."""
         self.library.pp.highly_variable_genes(
-            self.adata, n_top_genes=self.options.n_top_genes, flavor="cell_ranger"
+            self.adata, n_top_genes=self.how["hvg"]["n_top_genes"], flavor="cell_ranger"
         )
 
     def pca(self) -> None:
-        """100 components, brought into memory."""
-        adata = self.adata
-        n_comps = min(100, self.options.n_top_genes - 1)
+        """100 components, brought into memory; of the residuals where the preset regresses out."""
+        adata, how, pp = self.adata, self.how["pca"], self.library.pp
+        n_comps = min(how["n_comps"], self.how["hvg"]["n_top_genes"] - 1)
         more = {} if self.on_gpu or self.options.in_memory else {"svd_solver": "covariance_eigh"}
-        self.library.pp.pca(adata, n_comps=n_comps, mask_var="highly_variable", **more)
-        X_pca = adata.obsm["X_pca"]
+        if how["regress_out"] or how["scale"]:
+            chosen = adata[:, adata.var["highly_variable"].to_numpy()].copy()
+            if how["regress_out"]:
+                pp.regress_out(chosen, how["regress_out"])
+            if how["scale"]:
+                pp.scale(chosen, max_value=how["max_value"])
+            pp.pca(chosen, n_comps=n_comps, mask_var=None, **more)
+            X_pca = chosen.obsm["X_pca"]
+        else:
+            pp.pca(adata, n_comps=n_comps, mask_var="highly_variable", **more)
+            X_pca = adata.obsm["X_pca"]
         if hasattr(X_pca, "compute"):
             X_pca = X_pca.compute()
         adata.obsm["X_pca"] = X_pca.get() if hasattr(X_pca, "get") else np.asarray(X_pca)
@@ -266,10 +294,15 @@ class Notebook:
         adata.obsm["X_pca_harmony"] = corrected
 
     def neighbors(self) -> None:
-        """15 neighbors in 40 components."""
+        """Build the graph: 15 neighbors in 40 components."""
+        how = self.how["neighbors"]
         more = {"algorithm": self.options.algorithm} if self.on_gpu else {}
         self.library.pp.neighbors(
-            self.adata, n_neighbors=15, n_pcs=40, use_rep=self.representation, **more
+            self.adata,
+            n_neighbors=how["n_neighbors"],
+            n_pcs=how["n_pcs"],
+            use_rep=self.representation,
+            **more,
         )
 
     def umap(self) -> None:
@@ -278,13 +311,44 @@ class Notebook:
 
     def tsne(self) -> None:
         """Embed the representation."""
-        self.library.tl.tsne(self.adata, n_pcs=40, use_rep=self.representation)
+        self.library.tl.tsne(
+            self.adata, n_pcs=self.how["tsne"]["n_pcs"], use_rep=self.representation
+        )
 
     def leiden(self) -> None:
         """Cluster the graph."""
-        more = {} if self.on_gpu else {"flavor": "igraph", "n_iterations": 2}
-        self.library.tl.leiden(self.adata, resolution=0.6, **more)
+        resolution = self.how["leiden"]["resolution"]
+        self._cluster("leiden", resolution)
         print(f"    {self.adata.obs['leiden'].nunique()} clusters", flush=True)
+
+    def _cluster(self, key: str, resolution: float, seed: int = 0) -> None:
+        # to the end, as rapids-singlecell and the workflow do
+        more = {} if self.on_gpu else {"flavor": "igraph", "n_iterations": -1, "directed": False}
+        self.library.tl.leiden(
+            self.adata, resolution=resolution, random_state=seed, key_added=key, **more
+        )
+
+    def louvain(self) -> None:
+        """Cluster the graph with Louvain; scanpy does it with a package that is not installed."""
+        if self.on_gpu:
+            self.library.tl.louvain(self.adata, resolution=self.how["louvain"]["resolution"])
+
+    def save(self, path: Path) -> None:
+        """Keep cells, genes, components and clusters, these from several seeds, in an npz."""
+        resolution = self.how["leiden"]["resolution"]
+        reseeded = []
+        for seed in range(1, 1 + RESEEDS):
+            self._cluster("reseeded", resolution, seed)
+            reseeded.append(self.adata.obs["reseeded"].to_numpy().astype(str))
+        np.savez(
+            path,
+            cells=self.adata.obs_names.to_numpy().astype(str),
+            genes=self.adata.var_names.to_numpy().astype(str),
+            highly_variable=self.adata.var["highly_variable"].to_numpy(),
+            X_pca=self.adata.obsm["X_pca"],
+            leiden=self.adata.obs["leiden"].to_numpy().astype(str),
+            reseeded=np.array(reseeded),
+        )
 
     def diffmap(self) -> None:
         """Diffusion map of the graph."""
@@ -393,6 +457,33 @@ def as_float32(block):
     return block.astype("float32")
 
 
+def settings_of(options: argparse.Namespace) -> dict:
+    """Return the settings of a preset, or those of the out-of-core notebook and the options."""
+    import sys
+
+    import yaml
+    from snakemake.utils import update_config
+
+    sys.path.append(str(ROOT / "scripts"))  # last: scripts/umap.py is not the package umap
+    from scrna.config.settings import complete
+
+    config = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    own = {}
+    if options.preset:
+        own = yaml.safe_load(options.preset.read_text())
+    else:
+        bounds = ("min_genes", "max_genes", "max_pct_mt")
+        own["filter"] = {name: getattr(options, name) for name in bounds}
+        own["hvg"] = {"n_top_genes": options.n_top_genes}
+        own["run"] = "demo"
+        config["datasets"]["demo"].pop("filter", None)
+    update_config(config, own)
+    if options.n_top_genes is not None:
+        config["hvg"]["n_top_genes"] = options.n_top_genes
+    full = complete(config)
+    return full["datasets"][full["run"][0]]
+
+
 def versions() -> dict[str, str]:
     """Versions of what is measured."""
     found = {}
@@ -419,7 +510,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--min-genes", type=int, default=200)
     parser.add_argument("--max-genes", type=int, default=5000)
     parser.add_argument("--max-pct-mt", type=float, default=20)
-    parser.add_argument("--n-top-genes", type=int, default=5000)
+    parser.add_argument("--n-top-genes", type=int, help="5000, or what the preset says")
+    parser.add_argument("--preset", type=Path, metavar="FILE")
+    parser.add_argument("--save", type=Path, metavar="FILE")
     parser.add_argument("--n-genes", type=int, default=None, help="genes ranked a cluster")
     parser.add_argument("--batch-key", default="batch")
     parser.add_argument("--label-key", default="cell_type")
@@ -430,6 +523,8 @@ def arguments() -> argparse.Namespace:
     options.steps = options.steps.split(",")
     if unknown := set(options.steps) - set(STEPS):
         parser.error(f"no such steps: {', '.join(sorted(unknown))}; there are {', '.join(STEPS)}")
+    if not options.preset:
+        options.n_top_genes = options.n_top_genes or 5000
     options.in_memory = options.in_memory or options.source.suffix == ".h5ad"
     return options
 
@@ -444,6 +539,8 @@ def main() -> None:
     notebook = Notebook(options)
     try:
         notebook.run()
+        if options.save:
+            notebook.save(options.save)
     finally:
         peak = memory.stop()
         wall = time.perf_counter() - BEGIN - notebook.seconds.get("default_chunks", 0)

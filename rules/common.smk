@@ -6,6 +6,7 @@ Here is what needs Snakemake's own objects; what the functions do is in scripts/
 from snakemake.exceptions import WorkflowError
 
 from scrna.code_digest import page_digest
+from scrna.config import groupings
 from scrna.errors import UserError
 from scrna.processes import announce
 from scrna.workflow.rule_params import RuleParams
@@ -45,3 +46,4 @@ wildcard_constraints:
     dataset=named(session.datasets),
     rep=named(REPS),
     topic=named(TOPICS),
+    grouping=groupings.PATTERN,

@@ -2,7 +2,8 @@
 
 Inputs: counts.zarr, the filter, the normalisation, the clusters.
 
-Outputs: results/{dataset}/{rep}/markers.h5, markers.csv, cell_type_names.h5, cell_type_names.csv.
+Outputs: results/{dataset}/{rep}/markers.h5, markers.csv, cell_type_names.h5, cell_type_names.csv;
+markers_NAME.h5, markers_NAME.csv for each further grouping that markers.groupby lists.
 """
 
 
@@ -14,12 +15,12 @@ rule markers:
         normalized=rules.normalize.output.out,
         clusters=targets.marker_groups,
     output:
-        out="results/{dataset}/{rep}/markers.h5",
-        table="results/{dataset}/{rep}/markers.csv",
+        out="results/{dataset}/{rep}/markers{grouping}.h5",
+        table="results/{dataset}/{rep}/markers{grouping}.csv",
     log:
-        "logs/{dataset}/{rep}/markers.log",
+        "logs/{dataset}/{rep}/markers{grouping}.log",
     benchmark:
-        "benchmarks/{dataset}/{rep}/markers.tsv"
+        "benchmarks/{dataset}/{rep}/markers{grouping}.tsv"
     priority: BEFORE_PICTURES
     conda:
         environment
@@ -32,7 +33,7 @@ rule markers:
         code=code("markers"),
         untracked=params.in_memory_or_blocks,
     message:
-        "{wildcards.dataset}/{wildcards.rep}: marker genes"
+        "{wildcards.dataset}/{wildcards.rep}: marker genes (markers{wildcards.grouping}.csv)"
     script:
         "../scripts/markers.py"
 

@@ -164,17 +164,17 @@ rule marker_figures:
         clusters=targets.marker_groups,
     output:
         out=report(
-            directory("results/{dataset}/{rep}/figures"),
+            directory("results/{dataset}/{rep}/figures{grouping}"),
             patterns=["{name}.png"],
             caption="captions/marker_figures.rst",
             category="{dataset}",
             subcategory="Figures",
-            labels={"figure": "{name}", "representation": "{rep}"},
+            labels={"figure": "{name}", "representation": "{rep}{grouping}"},
         ),
     log:
-        "logs/{dataset}/{rep}/marker_figures.log",
+        "logs/{dataset}/{rep}/marker_figures{grouping}.log",
     benchmark:
-        "benchmarks/{dataset}/{rep}/marker_figures.tsv"
+        "benchmarks/{dataset}/{rep}/marker_figures{grouping}.tsv"
     conda:
         environment
     threads: 1
@@ -184,7 +184,7 @@ rule marker_figures:
         settings=settings("marker_figures"),
         code=code("marker_figures"),
     message:
-        "{wildcards.dataset}/{wildcards.rep}: figures of markers and genes"
+        "{wildcards.dataset}/{wildcards.rep}: figures of markers and genes (figures{wildcards.grouping})"
     script:
         "../scripts/marker_figures.py"
 

@@ -7,13 +7,14 @@ Purpose
 Method
     Drawn from step files and columns of obs, never from the matrix. Up to 100,000 cells are drawn
     as points; more are counted in small squares. Embeddings are coloured by cluster, batch, label,
-    quality and doublets, before and after integration side by side. Clusters with names in
-    ``annotations`` are also shown as ``cell_type``, names by marker genes as ``cell_type_auto``.
-    Figures without a scatter plot are written as SVG as well.
+    quality and doublets, before and after integration side by side; by Louvain clusters as well,
+    where they are computed. Clusters with names in ``annotations`` are also shown as
+    ``cell_type``, names by marker genes as ``cell_type_auto``. Figures without a scatter plot are
+    written as SVG as well.
 
 Settings
     ``dpi`` and ``formats`` of section ``figures``; for clusters and tsne ``batch_key``,
-    ``label_key`` and ``annotations`` of the dataset.
+    ``label_key`` and ``annotations`` of the dataset, for trajectory its ``label_key``.
 
 Inputs
     ``counts.zarr`` (obs) and step files.
@@ -30,7 +31,7 @@ Outputs
     tsne        ``tsne``, if it is computed
     scores      ``scores_umap``, ``scores_violins``, and ``clusters_by_phase`` if the cell cycle
                 is scored
-    trajectory  ``trajectory``, if it is computed
+    trajectory  ``trajectory`` and ``diffmap``, if they are computed
     ==========  =====================================================================
 """
 
@@ -115,7 +116,8 @@ def figures(
     if topic == "genes":
         drawn = genes(hvg, filtered, files["pca", "pca"])
     elif topic == "trajectory":
-        drawn = trajectories(files)
+        labels = cell_groups(counts, filtered, [label_key] if label_key else [], files, {})[0]
+        drawn = trajectories(files, labels)
     elif topic == "scores":
         drawn = scored(files)
     else:
@@ -152,7 +154,7 @@ def clusters(
     yield from embedding("UMAP", files, types | groups, qc, filtered, doublets)
     for name, of in groups.items():
         safe = re.sub(r"[^\w.-]+", "_", name)[:LONGEST_NAME]
-        yield f"clusters_by_{safe}", partial(draw.cluster_table, leiden_of(files), of, name)
+        yield f"clusters_by_{safe}", partial(draw.cluster_table, clusters_of(files), of, name)
     if named := {rep: file for (rep, name), file in files.items() if name == "cell_type_names"}:
         yield "cell_types_heatmap", partial(type_heatmap, named)
 
@@ -180,14 +182,14 @@ def scored(files: Files) -> Iterator[tuple]:
         if name.startswith("obs/")
     }
     phase = slots.pop("phase", None)
-    xy, clusters_of = coordinates(files, "umap"), leiden_of(files)
-    rep = list(clusters_of)[-1]
+    xy, leiden = coordinates(files, "umap"), clusters_of(files)
+    rep = list(leiden)[-1]
     yield "scores_umap", partial(score_figures.scores_embedding, rep, xy[rep], slots, phase)
-    yield "scores_violins", partial(score_figures.score_violins, rep, clusters_of[rep], slots)
+    yield "scores_violins", partial(score_figures.score_violins, rep, leiden[rep], slots)
     if phase is not None:
         yield (
             "clusters_by_phase",
-            partial(dataset_figures.cluster_table, clusters_of, phase, "phase"),
+            partial(dataset_figures.cluster_table, leiden, phase, "phase"),
         )
 
 
@@ -224,7 +226,8 @@ def embedding(
         shown = shown | {"doublets": flagged(doublets, cells)}
         values["doublet score"] = step_files.read(doublets, "obs/doublet_score")[cells]
     points = draw.Embedding(name, of)
-    drawn = partial(draw.embedding, points, leiden_of(files), shown, values)
+    louvain = clusters_of(files, "louvain")
+    drawn = partial(draw.embedding, points, clusters_of(files), shown, values, louvain)
     yield name.lower().replace("-", ""), drawn
 
 
@@ -236,9 +239,9 @@ def flagged(doublets: Path, cells: np.ndarray) -> "pd.Categorical":
     return pd.Categorical.from_codes(flags.astype(int), ["single cell", "doublet"])
 
 
-def trajectories(files: Files) -> Iterator[tuple]:
-    """Draw PAGA, pseudotime and diffusion map in one figure."""
-    from scrna.plots import dataset_figures as draw
+def trajectories(files: Files, labels: Groups) -> Iterator[tuple]:
+    """Draw PAGA and pseudotime in one figure, the diffusion map by cluster and label in another."""
+    from scrna.plots import trajectory_figures as draw
 
     found = {rep: file for (rep, name), file in files.items() if name == "trajectory"}
     links = {
@@ -250,10 +253,12 @@ def trajectories(files: Files) -> Iterator[tuple]:
         for rep, file in found.items()
         if "obs/dpt_pseudotime" in step_files.names(file)
     }
-    diffmaps = {rep: diffusion_map(found[rep]) for rep in times}
+    maps = {rep: diffusion_map(file) for rep, file in found.items()}
     points = draw.Embedding("UMAP", coordinates(files, "umap"))
-    shown = points, leiden_of(files), links, times, diffmaps
+    shown = points, clusters_of(files), links, times, {rep: maps[rep] for rep in times}
     yield "trajectory", partial(draw.trajectory, *shown)
+    if any(len(components) == 2 for _, components in maps.values()):
+        yield "diffmap", partial(draw.diffusion_map, maps, clusters_of(files), labels)
 
 
 def cell_groups(
@@ -275,12 +280,12 @@ def cell_groups(
     return found, annotated(files, annotations)
 
 
-def leiden_of(files: Files) -> dict[str, "pd.Categorical"]:
-    """Read the clusters of each representation."""
+def clusters_of(files: Files, clustering: str = "leiden") -> dict[str, "pd.Categorical"]:
+    """Read the clusters of each representation, where they are computed."""
     return {
-        rep: step_files.read(file, "obs/leiden")
+        rep: step_files.read(file, f"obs/{clustering}")
         for (rep, name), file in files.items()
-        if name == "leiden"
+        if name == clustering
     }
 
 
@@ -295,18 +300,23 @@ def coordinates(files: Files, name: str) -> dict[str, np.ndarray]:
 
 
 def diffusion_map(trajectory: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read the first two components of a diffusion map along which the cells of a pseudotime lie.
+    """Read the first two components of a diffusion map along which its cells lie.
 
     Left out are the stationary ones, which tell how densely cells lie and pieces of the graph
-    apart, and those that order the cells of another piece.
+    apart. With a pseudotime the map is of its cells: components that order the cells of another
+    piece are left out as well.
 
     Returns
     -------
-    Coordinates (kept cells × 2, or fewer components), NaN for cells without pseudotime; and which
-    components they are, counted from 0.
+    Coordinates (kept cells × 2, or fewer components), NaN for cells without a pseudotime where
+    there is one; and which components they are, counted from 0.
     """
-    known = np.isfinite(step_files.read(trajectory, "obs/dpt_pseudotime"))
+    pseudotime = "obs/dpt_pseudotime"
+    has_root = pseudotime in step_files.names(trajectory)
     points = step_files.read(trajectory, "obsm/X_diffmap").astype(float)
+    known = np.ones(len(points), bool)
+    if has_root:
+        known = np.isfinite(step_files.read(trajectory, pseudotime))
     moving = step_files.read(trajectory, "uns/diffmap_evals") < STATIONARY
     own = points[known].std(axis=0) > 0.1 * points.std(axis=0)
     components = np.flatnonzero(moving & own)[:2]

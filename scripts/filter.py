@@ -79,6 +79,7 @@ def filter_cells(
     mad: Mapping[str, float | None] | None = None,
     by: str | None = None,
     remove_doublets: bool = False,
+    inclusive: bool = True,
     threads: int = 1,
     named: dict[str, Any] | None = None,
     **bounds: float | None,
@@ -108,13 +109,15 @@ def filter_cells(
         Column of obs with the sample of each cell; None takes all cells as one sample.
     remove_doublets
         Whether predicted doublets go.
+    inclusive
+        Whether a cell that lies on a bound is kept.
     threads
         CPU threads that read.
     named
         Cells, genes, labels and batches that the config names: what the filter leaves of them is
         checked here and not hours later.
     **bounds
-        The bounds of `BOUNDS`, inclusive; None is no bound.
+        The bounds of `BOUNDS`; None is no bound.
 
     Raises
     ------
@@ -124,7 +127,7 @@ def filter_cells(
     """
     store = Counts(counts)
     samples = samples_of(store, by, "filter.by")
-    broken, limits = breaking(qc, bounds, mad or {}, samples, missing_mt)
+    broken, limits = breaking(qc, bounds, mad or {}, samples, missing_mt, inclusive)
     if remove_doublets:
         broken["doublet"] = step_files.read(doublets, "obs/predicted_doublet")
     keep, reason = reasons(broken, store.shape[0])
@@ -171,12 +174,13 @@ def breaking(
     mad: Mapping[str, float | None],
     samples: Samples,
     missing_mt: str,
+    inclusive: bool = True,
 ) -> tuple[dict[str, np.ndarray], dict[str, float | np.ndarray]]:
     """Flag the cells that break each bound.
 
     Parameters
     ----------
-    qc, bounds, mad, missing_mt
+    qc, bounds, mad, missing_mt, inclusive
         As in `filter_cells`.
     samples
         The sample of each cell.
@@ -193,7 +197,7 @@ def breaking(
     if not step_files.read(qc, "var/mt").any():
         _without_mt("max_pct_mt", fixed.pop("max_pct_mt", None), missing_mt)
         _without_mt("mad.pct_counts_mt", by_mad.pop("pct_counts_mt", None), missing_mt)
-    broken = {name: breaks(qc, name, bound) for name, bound in fixed.items()}
+    broken = {name: breaks(qc, name, bound, inclusive=inclusive) for name, bound in fixed.items()}
     limits: dict[str, float | np.ndarray] = dict(fixed)
     for column, n_mads in by_mad.items():
         for name, flags, of_samples in outliers(qc, column, n_mads, samples):
@@ -201,11 +205,14 @@ def breaking(
     return broken, limits
 
 
-def breaks(qc: Path, name: str, bound: float) -> np.ndarray:
+def breaks(qc: Path, name: str, bound: float, *, inclusive: bool = True) -> np.ndarray:
     """Flag the cells that break a bound; bool (n_obs). An empty cell's percentages break none."""
     column, kind = BOUNDS[name]
     values = step_files.read(qc, f"obs/{column}")
-    return values < bound if kind == "min" else values > bound
+    inside = values > bound if kind == "min" else values < bound
+    if inclusive:
+        inside |= values == bound
+    return ~(inside | np.isnan(values))
 
 
 def reasons(broken: dict[str, np.ndarray], n_obs: int) -> tuple[np.ndarray, step_files.Categories]:

@@ -241,7 +241,7 @@ def renamed(name: str, value: Any, suffix: str) -> Any:
         return value | keys
     if name == "paga":
         return value | {"groups": value["groups"] + suffix}
-    if name == "rank_genes_groups":
+    if name.startswith("rank_genes_groups"):
         groupby = value["params"]["groupby"]
         if is_clustering(groupby):
             return value | {"params": value["params"] | {"groupby": groupby + suffix}}

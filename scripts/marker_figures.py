@@ -5,8 +5,9 @@ Purpose
 
 Method
     The first ``n_markers`` of each group in the table of markers, fewer if there are many groups.
-    The matrix is read once, for these genes only. Clusters with names in ``annotations`` are
-    labelled ``0: B cells``.
+    The panels of ranks show the first 20 genes of a group by their scores, as scanpy's
+    ``pl.rank_genes_groups``. The matrix is read once, for the genes of the other pictures. Clusters
+    with names in ``annotations`` are labelled ``0: B cells``.
 
 Settings
     Section ``figures``; ``markers.groupby``; ``annotations`` of the dataset.
@@ -16,8 +17,8 @@ Inputs
     is a column of obs.
 
 Outputs
-    A folder: ``markers_dotplot``, ``markers_heatmap``; with ``figures.genes`` also
-    ``genes_dotplot``, ``genes_umap``.
+    A folder: ``markers_ranks``, ``markers_dotplot``, ``markers_heatmap``; with ``figures.genes``
+    also ``genes_dotplot`` and, for the first grouping, ``genes_umap``.
 """
 
 from collections.abc import Iterator
@@ -42,6 +43,9 @@ if TYPE_CHECKING:
 
 #: Most columns of a figure; with more, each group shows fewer markers.
 MOST_COLUMNS = 120
+#: Genes of a group in the panels of ranks, as scanpy shows them; and panels, at most.
+RANKED = 20
+MOST_PANELS = 60
 
 
 @step
@@ -60,6 +64,7 @@ def marker_figures(
     dpi: int,
     formats: list[str],
     names: dict[str, str] | None = None,
+    on_umap: bool = True,
 ) -> None:
     """Draw the genes of a representation's groups.
 
@@ -83,6 +88,8 @@ def marker_figures(
         Dots per inch; ``png``, and ``svg`` for figures without a scatter plot.
     names
         Cluster → name, where the config annotates this representation's clusters.
+    on_umap
+        Whether to draw `genes` on the UMAP as well.
 
     Raises
     ------
@@ -97,6 +104,7 @@ def marker_figures(
         genes=genes,
         n_markers=n_markers,
         names=names or {},
+        on_umap=on_umap,
     )
     save_folder(out, drawn, dpi=dpi, formats=formats, made=provenance())
 
@@ -113,12 +121,13 @@ def pictures(
     genes: list[str],
     n_markers: int,
     names: dict[str, str],
+    on_umap: bool = True,
 ) -> Iterator[tuple]:
     """Draw the figures one after another.
 
     Parameters
     ----------
-    counts, filtered, normalized, table, umap, clusters, groupby, genes, n_markers, names
+    counts, filtered, normalized, table, umap, clusters, groupby, genes, n_markers, names, on_umap
         As in `marker_figures`.
 
     Yields
@@ -129,7 +138,8 @@ def pictures(
 
     groups = groups_of(counts, filtered, clusters, groupby)
     named = group_names(groups, groupby, names)
-    markers, n_each = top_markers(table, list(groups.categories), n_markers)
+    ranked = read_table(table)
+    markers, n_each = top_markers(ranked, list(groups.categories), n_markers)
     shown = dict.fromkeys(expression.places_of(counts, filtered, genes).tolist())
     listed = [gene for own in markers.values() for gene in own]
     columns = expression.places_of(counts, filtered, listed, key="markers.csv").tolist()
@@ -151,6 +161,8 @@ def pictures(
     rows = [f"{name} ({sizes[group]:,})" for group, name in named.items()]
     rep, n_obs = umap.parent.name, f"{sizes.sum():,} cells"
     if columns:
+        panels, title = rank_panels(ranked, named, sizes, f"{rep}: markers by {groupby}, {n_obs}")
+        yield "markers_ranks", partial(draw.ranks, panels, title)
         brackets = [(named[group], len(own)) for group, own in markers.items()]
         chosen = of(columns, brackets)
         which = f"first {n_each} markers" if n_each > 1 else "first marker"
@@ -160,6 +172,7 @@ def pictures(
     if shown:
         title = f"{rep}: genes by {groupby}, {n_obs}"
         yield "genes_dotplot", partial(draw.dotplot, of(list(shown)), title)
+    if shown and on_umap:
         xy = step_files.read(umap, "obsm/X_umap")[:, :2]
         of_gene = dict(zip(symbols, values.T, strict=False))
         title = f"{rep}: genes on the UMAP of {len(xy):,} cells"
@@ -174,13 +187,64 @@ def group_names(groups: "pd.Categorical", groupby: str, names: dict[str, str]) -
     return {group: f"{group}: {names[group]}" if group in names else group for group in known}
 
 
-def top_markers(table: Path, groups: list[str], n_markers: int) -> tuple[dict[str, list[str]], int]:
+def read_table(table: Path) -> "pd.DataFrame":
+    """Read group, names and scores of ``markers.csv``."""
+    import pandas as pd
+
+    step_files.check_table(table)
+    kinds = {"group": str, "names": str, "scores": float}
+    with reading(table):
+        # a gene may be called NA, a score may be missing
+        found = pd.read_csv(
+            table, usecols=[*kinds], dtype=kinds, keep_default_na=False, na_values={"scores": [""]}
+        )
+    text = ["group", "names"]
+    return found.assign(**{name: found[name].map(unescaped) for name in text})
+
+
+def rank_panels(
+    ranked: "pd.DataFrame", named: dict[str, str], sizes: "pd.Series", title: str
+) -> tuple[dict[str, tuple[list[str], np.ndarray]], str]:
+    """Take what the panels of ranks show: those of the largest groups, where there are many.
+
+    Parameters
+    ----------
+    ranked
+        As `read_table` returns it.
+    named
+        Group → its name, in the order of the panels.
+    sizes
+        Cells of each group.
+    title
+        What is shown.
+
+    Returns
+    -------
+    Name of each group → genes and their scores, the highest first; the title, which says if groups
+    are left out.
+    """
+    of = dict(tuple(ranked.groupby("group", sort=False)))
+    there = [group for group in named if group in of]
+    largest = sorted(there, key=lambda group: -sizes[group])[:MOST_PANELS]
+    if len(largest) < len(there):
+        title += f"; the {len(largest)} largest of {len(there)} groups"
+    first = {group: of[group].head(RANKED).dropna() for group in there if group in largest}
+    panels = {
+        named[group]: (part["names"].tolist(), part["scores"].to_numpy())
+        for group, part in first.items()
+    }
+    return panels, title
+
+
+def top_markers(
+    found: "pd.DataFrame", groups: list[str], n_markers: int
+) -> tuple[dict[str, list[str]], int]:
     """Take the first markers of each group from the table, fewer where the groups are many.
 
     Parameters
     ----------
-    table
-        ``markers.csv``, the highest scores of a group first.
+    found
+        As `read_table` returns it, the highest scores of a group first.
     groups
         The groups in their order; those without markers are left out.
     n_markers
@@ -190,13 +254,6 @@ def top_markers(table: Path, groups: list[str], n_markers: int) -> tuple[dict[st
     -------
     Group → genes, and how many for each.
     """
-    import pandas as pd
-
-    # a gene may be called NA
-    step_files.check_table(table)
-    with reading(table):
-        found = pd.read_csv(table, usecols=["group", "names"], dtype=str, na_filter=False)
-    found = found.map(unescaped)
     there = found["group"].nunique()
     n_each = max(1, min(n_markers, MOST_COLUMNS // max(1, there)))
     if n_each < n_markers and there:

@@ -9,6 +9,8 @@ Method
     they stay among the other cells, as do cells without a group. Logistic regression compares the
     groups with each other, uses only their cells, and has scores but no p-values or fold changes.
 
+    Where ``groupby`` is a list, each grouping is a job of its own.
+
 Settings
     Section ``markers``.
 
@@ -16,10 +18,12 @@ Inputs
     ``counts.zarr``, filter, normalize, and leiden or louvain unless ``groupby`` is a column of obs.
 
 Outputs
-    A step file: uns ``rank_genes_groups``, as in scanpy.
+    A step file: uns ``rank_genes_groups``, as in scanpy; of a further grouping
+    ``rank_genes_groups_NAME``.
 
-    ``markers.csv``: group, names, scores, logfoldchanges (log2), pvals, pvals_adj, pct_nz_group and
-    pct_nz_reference (fractions of cells that express the gene, in the group and outside).
+    ``markers.csv``, or ``markers_NAME.csv``: group, names, scores, logfoldchanges (log2), pvals,
+    pvals_adj, pct_nz_group and pct_nz_reference (fractions of cells that express the gene, in the
+    group and outside).
 """
 
 if __name__ == "__main__":  # a worker, if there is one, does the step: import nothing first
@@ -70,6 +74,7 @@ def markers(
     min_cells: int,
     n_genes: int | None,
     backend: str,
+    key_added: str = "rank_genes_groups",
     execution: str = "auto",
 ) -> None:
     """Rank genes for each group.
@@ -81,7 +86,7 @@ def markers(
     clusters
         The step file of the clustering; an empty list where ``groupby`` is a column of obs.
     out
-        The step file: uns rank_genes_groups; obs ``groupby`` is not repeated.
+        The step file: uns `key_added`; obs ``groupby`` is not repeated.
     table
         CSV, a row a group and gene, the highest scores first.
     groupby
@@ -96,6 +101,8 @@ def markers(
         Genes listed for a group, None for all.
     backend
         ``gpu`` or ``cpu``.
+    key_added
+        The name in uns, as scanpy's function has it.
     execution
         ``memory`` or ``blocks``, or ``auto`` for what the size asks for.
 
@@ -113,7 +120,7 @@ def markers(
         log.warning(
             "%s has one group, nothing to compare it with: the table of markers is empty", groupby
         )
-        _write(out, table, {})
+        _write(out, table, key_added, {})
         return
     var = pd.DataFrame(index=Counts(counts).genes()[genes])
     own = {"tie_correct": tie_correct} if method.startswith("wilcoxon") else {}
@@ -145,7 +152,7 @@ def markers(
             **own,
         )
     ranked = adata.uns["rank_genes_groups"]
-    _write(out, table, ranked)
+    _write(out, table, key_added, ranked)
     for group in ranked["names"].dtype.names[:60]:
         top = ranked["names"][group][:5]
         log.info("markers of %s %s: %s", groupby, group, ", ".join(top))
@@ -219,11 +226,11 @@ def as_table(ranked: dict):
     return pd.DataFrame(columns)
 
 
-def _write(out: Path, table: Path, ranked: dict) -> None:
+def _write(out: Path, table: Path, key: str, ranked: dict) -> None:
     """Write both files at a time: most of it is turning numbers and names into text."""
     with ThreadPoolExecutor(1) as pool:
         written = pool.submit(_write_table, table, ranked)
-        _write_step(out, ranked, written)
+        _write_step(out, key, ranked, written)
 
 
 def _write_table(table: Path, ranked: dict) -> Path:
@@ -235,14 +242,14 @@ def _write_table(table: Path, ranked: dict) -> Path:
     return table
 
 
-def _write_step(out: Path, ranked: dict, table: Future[Path]) -> None:
+def _write_step(out: Path, key: str, ranked: dict, table: Future[Path]) -> None:
     plain = {
         name: {key: value for key, value in item.items() if value is not None}
         if name == "params"
         else item
         for name, item in ranked.items()
     }
-    step_files.write(out, {"uns/rank_genes_groups": plain} if plain else {}, table=table.result)
+    step_files.write(out, {f"uns/{key}": plain} if plain else {}, table=table.result)
 
 
 if __name__ == "__main__":

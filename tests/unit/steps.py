@@ -44,6 +44,7 @@ LOG_ERROR = (3 + 8) * UNIT
 CPU = {"backend": "cpu"}
 SEEDED = CPU | {"seed": 0}
 MORE = "backend seed threads batch_key label_key label_missing n_pcs execution annotations".split()
+MORE += ["key_added"]
 
 
 @cache

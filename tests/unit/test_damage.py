@@ -15,7 +15,7 @@ import zarr
 
 from scripts.final import take_over
 from scripts.h5ad import h5ad
-from scripts.marker_figures import top_markers
+from scripts.marker_figures import read_table, top_markers
 from scripts.matrix import matrix
 from scripts.qc_figures import pictures
 from scrna import damage, file_list, step
@@ -554,9 +554,9 @@ def test_a_damaged_table_of_markers_is_named(tmp_path, harm):
     table.write_text("group,names,scores\n0,CD3E,1.5\n0,CD8A,1\n1,NA,2\n")
     step_files.write(table.with_suffix(".h5"), {}, table=lambda: table)
     results = Results(tmp_path, [], tmp_path, [table])
-    assert top_markers(table, ["0", "1"], 2)[0] == {"0": ["CD3E", "CD8A"], "1": ["NA"]}
+    assert top_markers(read_table(table), ["0", "1"], 2)[0] == {"0": ["CD3E", "CD8A"], "1": ["NA"]}
     harm(table)
-    for read in (lambda: top_markers(table, ["0", "1"], 2), lambda: results_of(results, table)):
+    for read in (lambda: read_table(table), lambda: results_of(results, table)):
         with pytest.raises(DamagedError, match=rf"{table} {SAYS[harm]}"):
             read()
 
@@ -571,7 +571,7 @@ def results_of(results, table):
 def test_a_table_without_its_step_file_is_at_least_read_whole(tmp_path, content):
     (tmp_path / "markers.csv").write_text(content)
     with pytest.raises(DamagedError, match=r"markers\.csv is (empty|damaged)"):
-        top_markers(tmp_path / "markers.csv", ["0"], 2)
+        read_table(tmp_path / "markers.csv")
 
 
 @pytest.fixture

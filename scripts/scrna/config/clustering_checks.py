@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from scrna.config.groupings import grouping_problems, groupings
 from scrna.steps import CLUSTERINGS, is_clustering
 
 
@@ -36,9 +37,12 @@ def clustering_problems(
                 f"{method}.resolution has {' and '.join(map(str, given))}, which both make {name}: "
                 "leave one of them out"
             )
-    groupby = dataset["markers"]["groupby"]
-    if dataset["markers"]["enabled"] and is_clustering(groupby):
-        yield from _not_made(dataset, groupby, "markers.groupby is")
+    if dataset["markers"]["enabled"]:
+        own = groupings(dataset)
+        key = "markers.groupby is" if len(own) == 1 else "markers.groupby has"
+        for groupby in filter(is_clustering, own):
+            yield from _not_made(dataset, groupby, key)
+        yield from grouping_problems(dataset, is_integrated=is_integrated)
     by = dataset["cell_types"]["by"]
     if dataset["cell_types"]["markers"] and is_clustering(by):
         yield from _not_made(dataset, by, "cell_types.by is")

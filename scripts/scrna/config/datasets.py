@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from scrna.config.file_formats import folder_advice
+from scrna.config.groupings import groupings
 from scrna.config.settings import batch_keys
 from scrna.config.source_address import (
     address_digest,
@@ -59,9 +60,10 @@ def required_obs(dataset: Mapping[str, Any], name: str) -> dict[str, str]:
         if (by := dataset[step]["by"]) not in ("auto", "none"):
             wanted.setdefault(by, f"{step}.by")
     wanted |= dict.fromkeys(covariates(dataset), "pca.regress_out")
-    groupby = dataset["markers"]["groupby"]
-    if dataset["markers"]["enabled"] and not is_clustering(groupby):
-        wanted[groupby] = "markers.groupby"
+    if dataset["markers"]["enabled"]:
+        wanted |= {
+            name: "markers.groupby" for name in groupings(dataset) if not is_clustering(name)
+        }
     by = dataset["cell_types"]["by"]
     if dataset["cell_types"]["markers"] and not is_clustering(by):
         wanted[by] = "cell_types.by"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from scrna.config import gene_sets
+from scrna.config.groupings import grouping_of
 from scrna.config.settings import annotations, batch_keys, sample_key
 from scrna.steps import STEPS, section_of
 
@@ -26,6 +27,7 @@ def of_step(
     seed: int,
     rep: str | None = None,
     topic: str | None = None,
+    grouping: str = "",
 ) -> dict[str, Any]:
     """Give a step's parameters: its section of the dataset's config, and what else it goes by.
 
@@ -41,6 +43,9 @@ def of_step(
         The representation, for a rule that is there for each.
     topic
         The topic, for a rule that is there for each.
+    grouping
+        What the names of the files end with, for a rule that is there for each grouping of
+        ``markers.groupby``.
 
     Returns
     -------
@@ -82,9 +87,17 @@ def of_step(
         if step == "figures":
             found["topic"] = topic
             if topic not in TOPICS_BY_CELL:
-                del found["batch_key"], found["label_key"], found["annotations"]
+                del found["batch_key"], found["annotations"]
+            if topic == "genes":
+                del found["label_key"]
+    elif step == "markers":
+        found["groupby"] = grouping_of(dataset, grouping)
+        if grouping:
+            found["key_added"] = f"rank_genes_groups{grouping}"
     elif step == "marker_figures":
-        found["groupby"] = groupby = dataset["markers"]["groupby"]
+        found["groupby"] = groupby = grouping_of(dataset, grouping)
+        if grouping:
+            found["on_umap"] = False  # the picture of the first grouping shows the genes there
         in_final = f"{groupby}_pca" if rep == "pca" and batches else groupby
         found["names"] = annotations(dataset).get(in_final, {})
     elif step == "report":

@@ -98,6 +98,12 @@ class Counts:
         with reading_elements(self.path, self._group, [slot]):
             return read_elem(self._group[slot])
 
+    @property
+    def obs_columns(self) -> list[str]:
+        """The names of the columns of obs."""
+        with reading_elements(self.path, self._group, ["obs"]):
+            return list(self._group["obs"].attrs["column-order"])
+
     def obs(self, columns: list[str]):
         """Read columns of obs as a DataFrame (n_obs rows), categories as such."""
         import pandas as pd

@@ -58,7 +58,7 @@ def check_cells(
             _check_batches(named, column, is_filtered=is_filtered)
         for name in named["regress_out"]:
             as_numbers(column(name).to_numpy(), name, may_be_missing=not is_filtered)
-        if groups := named["markers"]:
+        for groups in named["markers"]:
             _check_markers(column(groups["groupby"]), **groups)
         root = named["root"] or {}
         if "label" in root:

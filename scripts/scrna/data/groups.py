@@ -28,12 +28,21 @@ def groups_of(
     Returns
     -------
     Categories are text; those without cells are left out.
+
+    Raises
+    ------
+    UserError
+        If there is no such column.
     """
     if clusters:
         groups = step_files.read(clusters, f"obs/{groupby}")
     else:
         cells, _ = kept(filtered)
-        groups = Counts(counts).obs([groupby])[groupby].astype("category")[cells].array
+        store = Counts(counts)
+        if groupby not in (columns := store.obs_columns):
+            msg = f"obs has no column {groupby!r} to group the cells by; there are "
+            raise UserError(msg + ", ".join(columns))
+        groups = store.obs([groupby])[groupby].astype("category")[cells].array
     groups = groups.remove_unused_categories()
     return groups.rename_categories([str(group) for group in groups.categories])
 

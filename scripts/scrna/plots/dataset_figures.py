@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-from scrna.plots.colours import INK, KEPT, REMOVED, colours_of
+from scrna.plots.colours import INK, KEPT, REMOVED
 from scrna.plots.style import (
     HEAT_MAP,
     by_number,
@@ -117,6 +117,7 @@ def embedding(
     clusters: Mapping[str, pd.Categorical],
     groups: Mapping[str, pd.Categorical],
     values: Mapping[str, np.ndarray],
+    louvain: Mapping[str, pd.Categorical] | None = None,
 ) -> Figure:
     """Draw an embedding by clusters, groups and values: one per row, representations in columns.
 
@@ -125,23 +126,27 @@ def embedding(
     points
         Coordinates of the kept cells.
     clusters
-        Representation → cluster of each cell.
+        Representation → Leiden cluster of each cell.
     groups
         Column of obs → group of each cell: batches, labels.
     values
         Name with unit → number of each cell.
+    louvain
+        Representation → Louvain cluster of each cell, where they are computed.
     """
-    rows = 1 + len(groups) + len(values)
+    clusterings = {"leiden": clusters} | ({"louvain": louvain} if louvain else {})
+    rows = len(clusterings) + len(groups) + len(values)
     figure, axes = panels(rows, len(points.of), EMBEDDING)
     beside = max((legend_width(of.categories) for of in groups.values()), default=0)
     figure.set_figwidth(figure.get_figwidth() + max(0, beside - 1))
     n_obs = len(next(iter(points.of.values())))
     for column, (rep, xy) in enumerate(points.of.items()):
         row = iter(axes[:, column])
-        ax = next(row)
-        points_by_group(ax, xy, clusters[rep])
-        label_groups(ax, xy, clusters[rep], size=EMBEDDING)
-        ax.set_title(f"{rep}: {len(clusters[rep].categories)} clusters (leiden)")
+        for name, of_rep in clusterings.items():
+            ax = next(row)
+            points_by_group(ax, xy, of_rep[rep])
+            label_groups(ax, xy, of_rep[rep], size=EMBEDDING)
+            ax.set_title(f"{rep}: {len(of_rep[rep].categories)} clusters ({name})")
         for name, of in groups.items():
             ax = next(row)
             colours = points_by_group(ax, xy, of)
@@ -192,70 +197,3 @@ def cluster_table(
     bar.set_label("share of the cluster's cells (%)")
     figure.suptitle(f"Clusters by {column}, {len(of):,} cells")
     return figure
-
-
-def trajectory(
-    points: Embedding,
-    clusters: Mapping[str, pd.Categorical],
-    links: Mapping[str, np.ndarray],
-    pseudotime: Mapping[str, np.ndarray],
-    diffmaps: Mapping[str, tuple[np.ndarray, np.ndarray]],
-    *,
-    least: float = 0.05,
-) -> Figure:
-    """Draw PAGA over an embedding, and pseudotime, if any, on it and on the diffusion map.
-
-    Parameters
-    ----------
-    points, clusters
-        As in `embedding`.
-    links
-        Representation → connectivities of PAGA (clusters × clusters).
-    pseudotime
-        Representation → pseudotime of each cell; may be empty.
-    diffmaps
-        Representation → two components of the diffusion map (n × 2), NaN for cells that have no
-        place on it, and which they are; one with fewer components is left out.
-    least
-        Weaker connections are left out.
-    """
-    diffmaps = {rep: of for rep, of in diffmaps.items() if of[0].shape[1] == 2}
-    rows = 1 + bool(pseudotime) + bool(diffmaps)
-    figure, axes = panels(rows, len(points.of), EMBEDDING)
-    for column, (rep, xy) in enumerate(points.of.items()):
-        _paga(axes[0, column], xy, clusters[rep], links[rep], least)
-        axes[0, column].set_title(f"{rep}: PAGA, connections from {least:g}")
-        if rep in pseudotime:
-            points_by_value(axes[1, column], xy, pseudotime[rep], "pseudotime")
-            axes[1, column].set_title(f"{rep}: pseudotime from the root (0)")
-        for ax in axes[:2, column]:
-            without_ticks(ax, points.name)
-        if rep in diffmaps:
-            own, components = diffmaps[rep]
-            known = np.isfinite(own).all(axis=1)
-            values = pseudotime[rep][known]
-            points_by_value(axes[2, column], own[known], values, "pseudotime")
-            axes[2, column].set_title(f"{rep}: pseudotime on the diffusion map")
-            without_ticks(axes[2, column], "diffusion component", components)
-        elif diffmaps:
-            axes[2, column].set_visible(False)
-    n_obs = len(next(iter(points.of.values())))
-    figure.suptitle(f"Trajectory over the {points.name} of {n_obs:,} cells")
-    return figure
-
-
-def _paga(ax, xy: np.ndarray, clusters: pd.Categorical, links: np.ndarray, least: float) -> None:
-    """Draw the links between clusters over their cells, all grey."""
-    points_by_group(ax, xy, pd.Categorical.from_codes(np.full(len(xy), -1), []))
-    sizes = np.bincount(clusters.codes, minlength=len(clusters.categories))
-    middles = np.array([np.median(xy[clusters.codes == i], axis=0) for i in range(len(sizes))])
-    for i, j in zip(*np.nonzero(np.triu(links, 1) >= least), strict=True):
-        ax.plot(*middles[[i, j]].T, color=INK, linewidth=0.3 + 4 * links[i, j], zorder=2)
-    ax.scatter(
-        *middles.T,
-        s=40 + 500 * np.sqrt(sizes / sizes.sum()),
-        c=list(colours_of(list(clusters.categories)).values()),
-        edgecolors="white",
-        zorder=3,
-    )
-    label_groups(ax, xy, clusters)

@@ -1,4 +1,4 @@
-"""Figures of gene expression: dot plot, heat map, embedding.
+"""Figures of gene expression: dot plot, heat map, embedding, ranks of markers.
 
 Dot plot and heat map have a field of fixed size for each group and gene, so that the figure grows
 with their number.
@@ -122,6 +122,39 @@ def genes_embedding(
         without_ticks(ax, name)
     for ax in axes.flat[len(genes) :]:
         ax.set_visible(False)
+    figure.suptitle(title)
+    return figure
+
+
+def ranks(groups: Mapping[str, tuple[Sequence[str], np.ndarray]], title: str) -> Figure:
+    """Draw the scores of each group's first markers, a panel each, as scanpy's `rank_genes_groups`.
+
+    Each panel has a scale of its own (scanpy's ``sharey=False``).
+
+    Parameters
+    ----------
+    groups
+        Name of a group → its genes and their scores, the highest first.
+    title
+        What it is, with the number of cells.
+    """
+    columns = min(_COLUMNS, len(groups))
+    rows = -(-len(groups) // columns)
+    figure, axes = panels(rows, columns, (3.6, 3.0))
+    for ax, (group, (genes, scores)) in zip(axes.flat, groups.items(), strict=False):
+        for place, (gene, score) in enumerate(zip(genes, scores, strict=True)):
+            name = ax.text(place, score, shortened(gene), rotation=90, ha="center", va="bottom")
+            name.set(fontsize=7, in_layout=False)
+        low, high = (float(scores.min()), float(scores.max())) if len(scores) else (0.0, 1.0)
+        room = 0.3 * (high - low) or 0.3 * abs(high) or 1.0  # the highest gene's name stands above
+        ax.set(xlim=(-0.9, len(genes) - 0.1), ylim=(low - room / 6, high + room))
+        ax.set_title(f"{shortened(group)} vs. rest")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("score")
+    for ax in axes.flat[len(groups) :]:
+        ax.set_visible(False)
+    for ax in axes.flat[max(0, len(groups) - columns) : len(groups)]:
+        ax.set_xlabel("ranking")
     figure.suptitle(title)
     return figure
 

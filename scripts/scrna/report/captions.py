@@ -19,6 +19,8 @@ TOPICS = {
     "trajectory": "Trajectory",
     "more": "More figures",
 }
+#: Representation (empty for none) and the step of markers that a figure belongs to.
+type Place = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,12 @@ def _picture(path: Path, rep: str, results: Results) -> Picture:
     for pattern, (topic, title, describe) in _KNOWN.items():
         if match := re.fullmatch(pattern, path.stem):
             what = match[1] if match.re.groups else ""
-            shown, how = describe(results, what, rep)
+            step = "markers" + path.parent.name.removeprefix("figures")
+            is_further = path.parent.name != "figures" and (rep, step) in results.records
+            shown, how = describe(results, what, (rep, step if is_further else "markers"))
             title = title.format(what)
+            if is_further:
+                title += f", by {results.parameters(step, rep)['groupby']}"
             if rep and len(results.reps) > 1:
                 title += f" ({REPRESENTATIONS[rep]})"
             return Picture(path, topic, title, f"{shown} {how}".strip(), shown)
@@ -82,7 +88,7 @@ def _picture(path: Path, rep: str, results: Results) -> Picture:
 # ----------------------------------------------------------------- captions
 
 
-def _qc_violins(results: Results, _what: str, _rep: str) -> tuple[str, str]:
+def _qc_violins(results: Results, _what: str, _of: Place) -> tuple[str, str]:
     qc = results.parameters("qc")
     shown = (
         f"Counts, genes, and mitochondrial and ribosomal shares of all {len(results.keep):,} cells "
@@ -97,7 +103,7 @@ def _qc_violins(results: Results, _what: str, _rep: str) -> tuple[str, str]:
     return shown, how
 
 
-def _qc_scatter(results: Results, _what: str, _rep: str) -> tuple[str, str]:
+def _qc_scatter(results: Results, _what: str, _of: Place) -> tuple[str, str]:
     shown = (
         "Total counts of each cell against its number of genes and its percentage of "
         "mitochondrial counts, for kept and removed cells."
@@ -105,7 +111,7 @@ def _qc_scatter(results: Results, _what: str, _rep: str) -> tuple[str, str]:
     return shown, f"A cell is removed if it breaks a bound (dashed): {_bounds(results)}."
 
 
-def _filter(results: Results, _what: str, _rep: str) -> tuple[str, str]:
+def _filter(results: Results, _what: str, _of: Place) -> tuple[str, str]:
     least = results.parameters("filter")["min_cells"]
     shown = f"Cells that each bound of the filter removed: {_bounds(results)}."
     how = "The dark part of a bar is the cells that only this bound removed."
@@ -114,7 +120,7 @@ def _filter(results: Results, _what: str, _rep: str) -> tuple[str, str]:
     return shown, how
 
 
-def _hvg(results: Results, _what: str, _rep: str) -> tuple[str, str]:
+def _hvg(results: Results, _what: str, _of: Place) -> tuple[str, str]:
     own = results.parameters("hvg")
     of_flavor = {"seurat": "n_bins", "seurat_v3": "span", "pearson_residuals": "theta"}
     used = ["n_top_genes", *filter(None, [of_flavor.get(own["flavor"])])]
@@ -129,7 +135,7 @@ def _hvg(results: Results, _what: str, _rep: str) -> tuple[str, str]:
     return shown, f"Flavor {own['flavor']} ({method}; {_settings(own, used)}){ranked}."
 
 
-def _pca_variance(results: Results, _what: str, _rep: str) -> tuple[str, str]:
+def _pca_variance(results: Results, _what: str, _of: Place) -> tuple[str, str]:
     own = results.parameters("pca")
     total = results.parameters("normalize")["target_sum"]
     total = total if total == "median" else f"{total:,g}"
@@ -147,19 +153,19 @@ def _pca_variance(results: Results, _what: str, _rep: str) -> tuple[str, str]:
     return shown, how
 
 
-def _umap(results: Results, _what: str, _rep: str) -> tuple[str, str]:
+def _umap(results: Results, _what: str, _of: Place) -> tuple[str, str]:
     own = results.parameters("umap")
     used = ["min_dist", "spread", "max_iter", "init", "seed"]
     how = f"UMAP (McInnes et al. 2018; {_settings(own, used)}) of {_graph(results)}."
-    return _embedding_of("UMAP", results), how + _leiden(results)
+    return _embedding_of("UMAP", results), how + _leiden(results) + _louvain(results)
 
 
-def _tsne(results: Results, _what: str, _rep: str) -> tuple[str, str]:
+def _tsne(results: Results, _what: str, _of: Place) -> tuple[str, str]:
     own = results.parameters("tsne")
     used = ["n_pcs", "perplexity", "early_exaggeration", "learning_rate", "seed"]
     how = (
         f"t-SNE (van der Maaten & Hinton 2008; {_settings(own, used)}) of the components."
-        f"{_leiden(results)}"
+        f"{_leiden(results)}{_louvain(results)}"
     )
     return _embedding_of("t-SNE", results), how
 
@@ -172,7 +178,7 @@ def _embedding_of(name: str, results: Results) -> str:
     )
 
 
-def _clusters_by(results: Results, what: str, _rep: str) -> tuple[str, str]:
+def _clusters_by(results: Results, what: str, _of: Place) -> tuple[str, str]:
     shown = (
         f"Composition of each cluster by {what}. The first row, all cells, is the composition "
         "expected if all clusters were the same."
@@ -180,7 +186,7 @@ def _clusters_by(results: Results, what: str, _rep: str) -> tuple[str, str]:
     return shown, _leiden(results).strip()
 
 
-def _trajectory(results: Results, _what: str, _rep: str) -> tuple[str, str]:
+def _trajectory(results: Results, _what: str, _of: Place) -> tuple[str, str]:
     own = results.parameters("trajectory")
     shown = "PAGA on the UMAP: circles are clusters, lines show how strongly they are connected"
     how = "PAGA (Wolf et al. 2019) on the neighbor graph; connections under 0.05 are left out."
@@ -192,21 +198,33 @@ def _trajectory(results: Results, _what: str, _rep: str) -> tuple[str, str]:
     return f"{shown}.", how
 
 
-def _of_markers(results: Results, what: str, rep: str) -> tuple[str, str]:
-    own = results.parameters("markers", rep)
-    shown = f"Expression of the top markers of each group ({own['groupby']}) in all groups"
+def _diffmap(results: Results, _what: str, _of: Place) -> tuple[str, str]:
+    own = results.parameters("trajectory")
+    shown = "Diffusion map of the cells, coloured by cluster and by known labels, if there are any."
     how = (
-        f"Markers: {own['method']}, each group against all other cells, p-values corrected by "
-        f"{own['corr_method']}; not computed for groups under {own['min_cells']} cells. "
-        f"{_EXPRESSION}"
+        f"Diffusion map (Haghverdi et al. 2015; {_settings(own, ['n_comps', 'seed'])}) of "
+        f"{_graph(results)}. Shown are the first two components that order cells: those before "
+        "them tell only how densely cells lie, and separate pieces of the graph apart."
     )
+    return shown, how + _leiden(results)
+
+
+def _of_markers(results: Results, what: str, of: Place) -> tuple[str, str]:
+    rep, step = of
+    own = results.parameters(step, rep)
+    if what == "ranks":
+        shown = (
+            f"The genes of each group ({own['groupby']}) with the highest scores, by their rank."
+        )
+        return shown, how_ranked(own)
+    shown = f"Expression of the top markers of each group ({own['groupby']}) in all groups"
     return (
         f"{shown}: {_KINDS[what]}.",
-        f"{how}{_leiden(results) if own['groupby'] == 'leiden' else ''}",
+        f"{how_ranked(own)} {_EXPRESSION}{_leiden(results) if own['groupby'] == 'leiden' else ''}",
     )
 
 
-def _cell_types(results: Results, _what: str, _rep: str) -> tuple[str, str]:
+def _cell_types(results: Results, _what: str, _of: Place) -> tuple[str, str]:
     own = results.parameters("cell_type_names")
     shown = f"Score of each cell type in each group ({own['by']}); a frame marks the name."
     how = (
@@ -217,7 +235,7 @@ def _cell_types(results: Results, _what: str, _rep: str) -> tuple[str, str]:
     return shown, how
 
 
-def _scores(results: Results, what: str, _rep: str) -> tuple[str, str]:
+def _scores(results: Results, what: str, _of: Place) -> tuple[str, str]:
     own = results.parameters("scores")
     where = "on the UMAP" if what == "umap" else "by cluster: quartiles (bar) and median (dot)"
     shown = f"Scores of gene sets in each cell, {where}."
@@ -233,10 +251,21 @@ def _scores(results: Results, what: str, _rep: str) -> tuple[str, str]:
     return shown, how
 
 
-def _of_genes(results: Results, what: str, rep: str) -> tuple[str, str]:
+def how_ranked(own: Mapping[str, Any]) -> str:
+    """Say how markers were ranked, by the parameters of their step."""
+    if own["method"] == "logreg":
+        how = "logreg (logistic regression), the groups against each other"
+    else:
+        how = f"{own['method']}, each group against all other cells, p-values corrected by "
+        how += own["corr_method"]
+    return f"Markers: {how}; not computed for groups under {own['min_cells']} cells."
+
+
+def _of_genes(results: Results, what: str, of: Place) -> tuple[str, str]:
     if what == "umap":
         return "UMAP coloured by the expression of the genes in figures.genes.", _EXPRESSION
-    groupby = results.parameters("markers", rep)["groupby"]
+    rep, step = of
+    groupby = results.parameters(step, rep)["groupby"]
     shown = f"Expression of the genes in figures.genes, by {groupby}: {_KINDS[what]}."
     return shown, _EXPRESSION
 
@@ -249,7 +278,7 @@ _KINDS = {
 }
 
 #: Name of a figure (a regular expression) → topic, title, function for the caption.
-_KNOWN: Mapping[str, tuple[str, str, Callable[[Results, str, str], tuple[str, str]]]] = {
+_KNOWN: Mapping[str, tuple[str, str, Callable[[Results, str, Place], tuple[str, str]]]] = {
     "qc_violins": ("quality", "Quality before filtering", _qc_violins),
     "qc_scatter": ("quality", "Kept and removed cells", _qc_scatter),
     "filter": ("quality", "What the filter removed", _filter),
@@ -260,9 +289,10 @@ _KNOWN: Mapping[str, tuple[str, str, Callable[[Results, str, str], tuple[str, st
     "clusters_by_(.+)": ("clusters", "Clusters by {}", _clusters_by),
     "cell_types_heatmap": ("clusters", "Cell types by marker genes", _cell_types),
     "scores_(umap|violins)": ("scores", "Scores of gene sets, {}", _scores),
-    "markers_(dotplot|heatmap)": ("expression", "Markers, {}", _of_markers),
+    "markers_(ranks|dotplot|heatmap)": ("expression", "Markers, {}", _of_markers),
     "genes_(dotplot|umap)": ("expression", "Selected genes, {}", _of_genes),
     "trajectory": ("trajectory", "Trajectory", _trajectory),
+    "diffmap": ("trajectory", "Diffusion map", _diffmap),
 }
 
 
@@ -277,6 +307,12 @@ def _graph(results: Results) -> str:
 def _leiden(results: Results) -> str:
     own = results.parameters("leiden")
     return f" Clusters: Leiden (Traag et al. 2019; {_settings(own, ['resolution', 'seed'])})."
+
+
+def _louvain(results: Results) -> str:
+    own = results.parameters("louvain")
+    used = _settings(own, ["resolution", "seed"]) if own else ""
+    return f" Louvain (Blondel et al. 2008; {used})." if own else ""
 
 
 def _bounds(results: Results) -> str:

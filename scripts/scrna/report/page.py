@@ -13,7 +13,7 @@ from scrna.data.benchmarks import Usage
 from scrna.methods.cell_types import place_of
 from scrna.plots.colours import colours_of
 from scrna.progress import short_duration
-from scrna.report.captions import TOPICS, Picture, pictures
+from scrna.report.captions import TOPICS, Picture, how_ranked, pictures
 from scrna.report.findings import findings
 from scrna.report.results import REPRESENTATIONS, Markers, Results
 from scrna.report.samples import sample_rows
@@ -103,7 +103,7 @@ def page(
         findings=findings(results, kind=config["kind"], unlabelled=unlabelled),
         filtered=results.filtered,
         samples=sample_rows(results),
-        clusters=[clusters(results, rep, markers.get(rep), annotations) for rep in results.reps],
+        clusters=[clusters(results, rep, markers, annotations) for rep in results.reps],
         named=[named_types(results, rep) for rep in results.reps if results.has_names(rep)],
         integration=results.integration,
         scores=_SCORES,
@@ -111,7 +111,7 @@ def page(
         topics=topics(pictures(results)),
         markers=marker_data(results, markers, annotations),
         n_markers=n_markers,
-        markers_made=results.parameters("markers"),
+        markers_how=how_ranked(results.parameters("markers")) if markers else "",
         usages=usages,
         total=sum(usage.seconds for usage in usages),
         devices=_devices(usages),
@@ -156,7 +156,7 @@ def numbers(results: Results, usages: Sequence[Usage]) -> list[Number]:
 def clusters(
     results: Results,
     rep: str,
-    markers: Markers | None,
+    markers: Mapping[tuple[str, str], Markers],
     annotations: Mapping[str, Mapping[str, str]],
 ) -> dict[str, Any]:
     """Describe the Leiden clusters of a representation.
@@ -167,8 +167,12 @@ def clusters(
     doublets (fraction of predicted doublets; None without a search for them).
     """
     found = step_files.read(results.files[rep, "leiden"], "obs/leiden")
-    groupby = results.parameters("markers", rep).get("groupby")
-    top = markers.genes(_NAMED) if markers and groupby == "leiden" else {}
+    of_leiden = [
+        table
+        for (of, step), table in markers.items()
+        if of == rep and results.parameters(step, rep).get("groupby") == "leiden"
+    ]
+    top = of_leiden[0].genes(_NAMED) if of_leiden else {}
     called = _names_of(results, rep, "leiden", annotations)
     sizes = found.value_counts()
     names = list(found.categories)
@@ -213,25 +217,28 @@ def _names_of(
 
 def marker_data(
     results: Results,
-    markers: Mapping[str, Markers],
+    markers: Mapping[tuple[str, str], Markers],
     annotations: Mapping[str, Mapping[str, str]],
 ) -> dict[str, Any]:
     """Return the table of markers as report.js reads it.
 
     Returns
     -------
-    tables: one per representation with rep, label, groupby, called (group → name), columns (those
-    of ``markers.csv``, headings and formats) and rows; empty where there are no markers.
+    tables: one per representation and grouping with rep, file (its name for a download), label,
+    groupby, called (group → name), columns (those of ``markers.csv``, headings and formats) and
+    rows; empty where there are no markers.
     """
     tables = []
-    for rep, found in markers.items():
+    is_one = all(step == "markers" for _, step in markers)
+    for (rep, step), found in markers.items():
         shown = [name for name in _COLUMNS if name in found.columns]
         places = [0, 1, *map(found.columns.index, shown)]
-        groupby = results.parameters("markers", rep)["groupby"]
+        groupby = results.parameters(step, rep)["groupby"]
         tables.append(
             {
                 "rep": rep,
-                "label": REPRESENTATIONS[rep],
+                "file": f"markers_{rep}{step.removeprefix('markers')}.csv",
+                "label": REPRESENTATIONS[rep] + ("" if is_one else f"; by {groupby}"),
                 "groupby": groupby,
                 "called": _names_of(results, rep, groupby, annotations),
                 "columns": ["group", "names", *shown],

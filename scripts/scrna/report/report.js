@@ -120,7 +120,7 @@
     const lines = [table.columns, ...rows].map((row) => row.map(quoted).join(","));
     const link = element("a");
     link.href = URL.createObjectURL(new Blob([lines.join("\n") + "\n"], { type: "text/csv" }));
-    link.download = `markers_${table.rep}.csv`;
+    link.download = table.file;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
   };

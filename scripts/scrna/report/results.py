@@ -91,9 +91,11 @@ class Results:
     filter_table
         ``filter.csv``.
     marker_tables
-        ``markers.csv`` of representations, in a folder of its name.
+        ``markers.csv`` of representations, in a folder of its name; further groupings have theirs
+        in ``markers_NAME.csv``.
     figures
-        Folders of figures: of the dataset, and of its representations.
+        Folders of figures: of the dataset, and of its representations, those of further groupings
+        ``figures_NAME``.
     """
 
     counts: Path
@@ -192,16 +194,24 @@ class Results:
                 found += [(step, name, why) for name, why in reasons.items()]
         return found
 
-    def markers(self, most: int) -> dict[str, "Markers"]:
-        """Read the first genes of every group, by representation, the main result first.
+    def markers(self, most: int) -> dict[tuple[str, str], "Markers"]:
+        """Read the first genes of every group of each table, the main result first.
 
         Parameters
         ----------
         most
             Genes of a group.
+
+        Returns
+        -------
+        Representation and step (``markers``, ``markers_cell_type``) → the rows.
         """
-        paths = {self.rep_of(path): path for path in self.marker_tables}
-        return {rep: read_markers(paths[rep], most) for rep in self.reps if rep in paths}
+        return {
+            (rep, path.stem): read_markers(path, most)
+            for rep in self.reps
+            for path in self.marker_tables
+            if self.rep_of(path) == rep
+        }
 
     def parameters(self, step: str, rep: str | None = None) -> dict[str, Any]:
         """Return the parameters that a step ran with, by default in the main representation.
@@ -256,7 +266,7 @@ class Results:
         for rep, step in self.files:
             folder = benchmarks if step in REPRESENTATIONS else benchmarks / rep
             files.append(folder / f"{step}.tsv")
-        files += [benchmarks / rep / "marker_figures.tsv" for rep in self.reps]
+        files += [file for rep in self.reps for file in (benchmarks / rep).glob("marker_fig*.tsv")]
         return sorted(_usages(files, benchmarks), key=lambda usage: usage.started)
 
 

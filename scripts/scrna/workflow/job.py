@@ -1,5 +1,6 @@
 """A job of a run, without Snakemake's own objects."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,4 +36,9 @@ class Job:
     @property
     def label(self) -> str:
         """The rule and what it was for: ``umap pbmc3k/pca``."""
-        return f"{self.rule} {'/'.join(self.place)}".strip()
+        return f"{self.rule} {place_in_words(self.place)}".strip()
+
+
+def place_in_words(wildcards: Iterable[str]) -> str:
+    """Join the values of wildcards: ``pbmc3k/pca``; one may be empty, or begin with ``_``."""
+    return "/".join(filter(None, (str(value).lstrip("_") for value in wildcards)))

@@ -12,6 +12,7 @@ from typing import Any
 from scrna.config.converted import current_summary
 from scrna.config.datasets import Source, covariates, required_obs
 from scrna.config.gene_sets import named_genes
+from scrna.config.groupings import groupings
 from scrna.config.schema import nearest
 from scrna.config.settings import batch_keys
 from scrna.config.step_parameters import of_step
@@ -37,10 +38,10 @@ def named_in_data(dataset: Mapping[str, Any], name: str, seed: int) -> dict[str,
     -------
     dataset, simulate (what simulated data are made from), batch_key, missing_batch,
     min_batch_cells, regress_out (those not from qc), label_key, root, markers (where they are of a
-    column of obs), genes, gene_sets (`scrna.config.gene_sets.named_genes`).
+    columns of obs), genes, gene_sets (`scrna.config.gene_sets.named_genes`).
     """
     markers, trajectory = dataset["markers"], dataset["trajectory"]
-    of_column = markers["enabled"] and not is_clustering(markers["groupby"])
+    columns = [name for name in groupings(dataset) if not is_clustering(name)]
     are_shown = dataset["figures"]["enabled"] or dataset["report"]["enabled"]
     is_simulated = dataset["kind"] == "simulate"
     return {
@@ -52,9 +53,11 @@ def named_in_data(dataset: Mapping[str, Any], name: str, seed: int) -> dict[str,
         "regress_out": covariates(dataset),
         "label_key": dataset["label_key"],
         "root": trajectory["root"] if trajectory["enabled"] else None,
-        "markers": {key: markers[key] for key in ("groupby", "min_cells", "method")}
-        if of_column
-        else None,
+        "markers": [
+            {"groupby": name, "min_cells": markers["min_cells"], "method": markers["method"]}
+            for name in columns
+            if markers["enabled"]
+        ],
         "genes": list(dataset["figures"]["genes"]) if are_shown else [],
         "gene_sets": named_genes(dataset),
     }

@@ -21,6 +21,7 @@ from scrna.errors import report
 from scrna.log import log, start_logging
 from scrna.processes import PID_VARIABLE, die_with
 from scrna.provenance import plain
+from scrna.workflow.job import place_in_words
 
 #: Sections of the config that say how a process works.
 _SECTIONS = ("gpu", "gpus", "memory", "dask", "worker")
@@ -68,7 +69,7 @@ def begin(snakemake) -> dict[str, Any]:
     """
     global _begun
     if _begun is None or _begun[0] is not snakemake:
-        where = "/".join(str(value) for value in snakemake.wildcards)
+        where = place_in_words(snakemake.wildcards)
         label = f"{snakemake.rule} {where}".strip()
         start_logging(snakemake.log[0] if snakemake.log else None, label)
         if pid := os.environ.get(PID_VARIABLE):  # were Snakemake killed outright, it ends too

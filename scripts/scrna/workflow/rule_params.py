@@ -52,6 +52,7 @@ class RuleParams:
                 seed=self.seed,
                 rep=getattr(wildcards, "rep", None),
                 topic=getattr(wildcards, "topic", None),
+                grouping=getattr(wildcards, "grouping", ""),
             )
 
         return of

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from scrna.config.datasets import Source
-from scrna.config.settings import annotations, batch_keys
+from scrna.config.groupings import grouping_of, suffixes
+from scrna.config.settings import batch_keys
 from scrna.config.step_parameters import TOPICS_BY_CELL
 from scrna.steps import CLUSTERINGS, STEPS, clustering_of, is_clustering, is_made, results
 
@@ -52,7 +53,8 @@ class Targets:
 
     def marker_groups(self, wildcards: Any) -> str | list[str]:
         """Return the step file of the clusters that markers are of; none for a column of obs."""
-        return _clusters(wildcards, self.datasets[wildcards.dataset]["markers"]["groupby"])
+        dataset = self.datasets[wildcards.dataset]
+        return _clusters(wildcards, grouping_of(dataset, wildcards.grouping))
 
     def named_groups(self, wildcards: Any) -> str | list[str]:
         """Return the step file of the clusters that get names of cell types, likewise."""
@@ -67,13 +69,15 @@ class Targets:
     def step_files(self, wildcards: Any) -> list[str]:
         """List the step files that `final` gathers, beside the filter and the normalisation."""
         dataset = self.datasets[wildcards.dataset]
-        reps = REPS if batch_keys(dataset) else REPS[:1]
+        reps = self._reps(dataset)
         made = {
             level: [step for step in results(level) if is_made(dataset, step)]
             for level in ("dataset", "rep")
         }
         files = [f"{step}.h5" for step in made["dataset"]]
         files += [f"{rep}/{step}.h5" for rep in reps for step in [rep, *made["rep"]]]
+        if dataset["markers"]["enabled"]:
+            files += [f"{rep}/markers{of}.h5" for rep, of in self._marked(dataset) if of]
         if len(reps) > 1 and dataset["integration"]["enabled"]:
             files += ["integration_scores.h5", "integration.h5"]
         return [f"results/{wildcards.dataset}/{file}" for file in files]
@@ -82,17 +86,18 @@ class Targets:
         """List the step files of the representations that the figures of a topic are drawn from."""
         shown = list(TOPICS[wildcards.topic])
         if wildcards.topic in TOPICS_BY_CELL:
-            named_ones = annotations(self.datasets[wildcards.dataset])
-            shown += [c for c in CLUSTERINGS if any(c in name for name in named_ones)]
-            shown += ["doublets", "cell_type_names"]
+            shown += [*CLUSTERINGS, "doublets", "cell_type_names"]  # Louvain's where it is enabled
         files = map(Path, self.step_files(wildcards))
         places = (*REPS, wildcards.dataset)
         return [str(f) for f in files if f.parent.name in places and f.stem in shown]
 
     def marker_tables(self, wildcards: Any) -> list[str]:
         """List the tables of markers of a dataset."""
-        files = map(Path, self.step_files(wildcards))
-        return [str(f.with_suffix(".csv")) for f in files if f.stem == "markers"]
+        dataset = self.datasets[wildcards.dataset]
+        if not dataset["markers"]["enabled"]:
+            return []
+        marked = self._marked(dataset)
+        return [f"results/{wildcards.dataset}/{rep}/markers{of}.csv" for rep, of in marked]
 
     def figure_folders(self, wildcards: Any) -> list[str]:
         """List the folders of a dataset's figures."""
@@ -102,7 +107,8 @@ class Targets:
         topics = [topic for topic in TOPICS if topic not in STEPS or is_made(dataset, topic)]
         folders = [folder / "figures" / topic for topic in topics]
         folders += [folder / "qc/figures"]
-        folders += [Path(t).with_name("figures") for t in self.marker_tables(wildcards)]
+        if dataset["markers"]["enabled"]:
+            folders += [folder / rep / f"figures{of}" for rep, of in self._marked(dataset)]
         return list(map(str, folders))
 
     def everything(self, wildcards: Any = None) -> list[str]:
@@ -122,6 +128,17 @@ class Targets:
     def simulated(self) -> str:
         """Return the wildcard constraint of datasets that are simulated."""
         return named(n for n, dataset in self.datasets.items() if dataset["kind"] == "simulate")
+
+    @staticmethod
+    def _reps(dataset: Mapping[str, Any]) -> list[str]:
+        """List the representations of a dataset."""
+        return REPS if batch_keys(dataset) else REPS[:1]
+
+    @classmethod
+    def _marked(cls, dataset: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """List the markers of a dataset: representation, and what the names of files end with."""
+        reps = cls._reps(dataset)
+        return [(rep, of) for rep in reps for of in suffixes(dataset, is_last=rep == reps[-1])]
 
 
 def _clusters(wildcards: Any, groupby: str) -> str | list[str]:

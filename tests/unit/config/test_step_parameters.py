@@ -90,8 +90,10 @@ def test_genes_to_show_change_the_pictures_of_genes_alone():
 
 def test_pictures_depend_on_what_their_topic_shows():
     by_cell = {"batch_key", "label_key", "annotations"}
-    for topic in ("genes", "trajectory"):
-        assert of("figures", topic=topic) == {"topic": topic, "dpi": 200, "formats": ["png", "svg"]}
+    plain = {"dpi": 200, "formats": ["png", "svg"]}
+    assert of("figures", topic="genes") == plain | {"topic": "genes"}
+    of_trajectory = {"topic": "trajectory", "label_key": "type"}
+    assert of("figures", topic="trajectory", label_key="type") == plain | of_trajectory
     for topic in ("clusters", "tsne"):
         assert of("figures", topic=topic).keys() == {"topic", "dpi", "formats"} | by_cell
 

@@ -117,6 +117,7 @@ BY_CONVERSION = {
     "markers: {groupby: none}": "markers.groupby 'none' has no value in any of the 120 cells",
     "markers: {groupby: one}": "toy: markers.groupby 'one' has one value, 'x', in all of the 120 "
     "cells that have one: there is no other group to compare with",
+    "markers: {groupby: [label, leiden, none]}": "'none' has no value in any of the 120 cells",
     "markers: {groupby: pairs}": "no group of 'pairs' has markers.min_cells .10. cells; the "
     "largest has 2",
     "trajectory: {root: {cell: cell120}}": "toy: trajectory.root.cell 'cell120' is not among the "

@@ -30,6 +30,7 @@ from scrna.methods.cell_types import cell_types
 from scrna.plots import dataset_figures as draw
 from scrna.plots import quality_figures as quality_draw
 from scrna.plots import saving, style
+from scrna.plots import trajectory_figures as of_trajectory
 from scrna.plots.colours import MISSING, PALETTE, colours_of
 from tests.unit.steps import settings
 
@@ -37,6 +38,7 @@ pytest_plugins = ["tests.unit.fixtures"]
 
 QUALITY = ["qc_violins", "qc_scatter", "filter"]
 NAMES = "hvg pca_variance umap clusters_by_batch clusters_by_cell_type tsne trajectory".split()
+NAMES += ["diffmap"]
 
 
 def inputs(demo):
@@ -68,7 +70,8 @@ def drawn_of(demo, annotations=None):
     drawn |= dict(genes(hvg, filtered, files["pca", "pca"]))
     for draw_topic in (clusters, tsne):
         drawn |= dict(draw_topic(files, *shown, qc, filtered))
-    drawn |= dict(trajectories(files))
+    labels = {name: of for name, of in shown[0].items() if name.startswith("cell_type")}
+    drawn |= dict(trajectories(files, labels))
     return {name: draw() for name, draw in drawn.items()}
 
 
@@ -303,10 +306,60 @@ def test_a_diffusion_map_of_pieces_alone_is_left_out(tmp_path):
     points = draw.Embedding("UMAP", {"pca": np.zeros((5, 2))})
     clusters = {"pca": pd.Categorical(["0"] * 5)}
     of = {"pca": (own, components)}
-    figure = draw.trajectory(
+    figure = of_trajectory.trajectory(
         points, clusters, {"pca": np.zeros((1, 1))}, {"pca": np.arange(5.0)}, of
     )
     assert sum("pca" in ax.get_title(loc="left") for ax in figure.axes) == 2
+    figure = of_trajectory.diffusion_map({"pca": (own, components)}, clusters, {})
+    assert not any(ax.get_visible() for ax in figure.axes)
+
+
+def test_the_diffusion_map_is_drawn_by_cluster_and_label(drawn, demo):
+    n, axes = len(demo.reps), drawn["diffmap"].axes
+    by = {"cluster": axes[:n], "label": axes[n:]}
+    for place, rep in enumerate(demo.reps):
+        xy, components = diffusion_map(demo[f"{rep}/trajectory"])
+        known = np.isfinite(xy).all(axis=1)
+        groups = step_files.read(demo[f"{rep}/leiden"], "obs/leiden")
+        order = style.in_random_order(known.sum())
+        for kind, categories in (("cluster", groups), ("label", demo.obs()["cell_type"].array)):
+            ax = by[kind][place]
+            marks = ax.collections[0]
+            np.testing.assert_allclose(marks.get_offsets(), xy[known][order], rtol=1e-6)
+            names = style.as_groups(categories)
+            expected = [colours_of(list(names.categories))[name] for name in names[known][order]]
+            found = mpl.colors.to_rgba_array(expected)
+            np.testing.assert_allclose(marks.get_facecolors(), found)
+            assert ax.get_xlabel() == f"diffusion component {components[0]}"
+        assert by["label"][place].get_title(loc="left") == f"{rep}: cell_type"
+
+
+def test_the_diffusion_map_needs_no_root(tmp_path):
+    """All cells, and the components that order them."""
+    values = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    evals = np.array([1, 0.99, 0.9, 0.8])
+    path = tmp_path / "trajectory.h5"
+    step_files.write(path, {"obsm/X_diffmap": values, "uns/diffmap_evals": evals})
+    xy, components = diffusion_map(path)
+    assert components.tolist() == [1, 2]
+    np.testing.assert_array_equal(xy, values[:, [1, 2]])
+
+
+def test_louvain_is_drawn_beside_leiden(demo):
+    *cells, _, steps = inputs(demo)
+    more = [f for f in demo.steps if f.stem == "louvain"]
+    files = {(file.parent.name, file.stem): file for file in [*steps, *more]}
+    drawn = dict(clusters(files, {}, {}, *cells[1:]))
+    axes = drawn["umap"]().axes
+    n = len(demo.reps)
+    for place, rep in enumerate(demo.reps):
+        groups = step_files.read(demo[f"{rep}/louvain"], "obs/louvain")
+        ax = axes[n + place]
+        assert ax.get_title(loc="left") == f"{rep}: {len(groups.categories)} clusters (louvain)"
+        order = style.in_random_order(len(groups))
+        expected = [colours_of(list(groups.categories))[name] for name in groups[order]]
+        found = ax.collections[0].get_facecolors()
+        np.testing.assert_allclose(found, mpl.colors.to_rgba_array(expected))
 
 
 @pytest.mark.parametrize(("clustering", "rep"), [("leiden", "harmony"), ("leiden_pca", "pca")])
@@ -430,7 +483,7 @@ def test_variance_has_plain_ticks(drawn):
 
 
 def test_svg_is_for_small_pictures(drawn, tmp_path, monkeypatch):
-    clouds = {"qc_scatter", "hvg", "umap", "tsne", "trajectory"}
+    clouds = {"qc_scatter", "hvg", "umap", "tsne", "trajectory", "diffmap"}
     assert {name for name, figure in drawn.items() if saving.has_cloud(figure)} == clouds
     some = [("filter", drawn["filter"]), ("umap", drawn["umap"])]
     how = {"dpi": 20, "made": {"step": "figures"}}
@@ -490,7 +543,7 @@ def test_the_files_are_png_with_their_provenance(demo, tmp_path):
         ("genes", ["pca"], ["hvg.png", "pca_variance.png", "pca_variance.svg"]),
         ("tsne", ["leiden", "tsne"], ["tsne.png"]),
         ("tsne", ["leiden"], []),  # more cells than a t-SNE is made of
-        ("trajectory", ["leiden", "umap", "trajectory"], ["trajectory.png"]),
+        ("trajectory", ["leiden", "umap", "trajectory"], ["diffmap.png", "trajectory.png"]),
     ],
 )
 def test_a_topic_needs_its_own_steps_alone(demo, tmp_path, topic, reads, names):

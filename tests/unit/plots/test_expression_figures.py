@@ -4,6 +4,7 @@ import json
 from itertools import pairwise
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +12,13 @@ import scanpy as sc
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import sparse
 
-from scripts.marker_figures import marker_figures, pictures, top_markers
+from scripts.marker_figures import (
+    marker_figures,
+    pictures,
+    rank_panels,
+    read_table,
+    top_markers,
+)
 from scripts.normalize import normalize
 from scrna.data import step_files
 from scrna.data.groups import groups_of
@@ -108,6 +115,45 @@ def test_the_sizes_are_told(drawn):
     assert sample[-1] == pytest.approx(dots(ax)[0].max(), rel=0.05)
 
 
+def test_the_panels_of_ranks_are_scanpys(drawn, adata):
+    panels = drawn["markers_ranks"].axes
+    theirs = sc.pl.rank_genes_groups(adata, n_genes=20, sharey=False, show=False)
+    plt.close("all")
+    assert [ax.get_title(loc="left") for ax in panels if ax.get_visible()] == [
+        ax.get_title(loc="left") for ax in theirs
+    ]
+    for ours, scanpys in zip(panels, theirs, strict=False):
+        (genes, places), (known, expected) = (
+            ([text.get_text() for text in ax.texts], [text.get_position() for text in ax.texts])
+            for ax in (ours, scanpys)
+        )
+        assert genes == known
+        assert len(genes) == 20
+        np.testing.assert_allclose(places, expected, rtol=1e-5)  # markers.csv has six digits
+        low, high = ours.get_ylim()
+        assert all(low < score < high for _, score in places)
+        assert ours.get_xlim() == scanpys.get_xlim()
+
+
+def test_only_so_many_groups_have_a_panel_of_ranks():
+    sizes = pd.Series({f"g{i}": 100 - i % 50 for i in range(100)})
+    rows = {"group": list(sizes.index) * 2, "names": "A", "scores": [1.0, np.nan] * 100}
+    found = pd.DataFrame(rows)
+    named = {group: f"{group}: type" for group in sizes.index}
+    panels, title = rank_panels(found, named, sizes, "markers")
+    assert title == "markers; the 60 largest of 100 groups"
+    assert list(panels) == [f"g{i}: type" for i in range(100) if i % 50 < 30]
+    assert not np.isnan(np.concatenate([scores for _, scores in panels.values()])).any()
+    assert len(draw.ranks(panels, title).axes) == 60
+
+
+def test_a_group_without_scores_has_an_empty_panel():
+    figure = draw.ranks({"a": (["A"], np.array([2.0])), "b": ([], np.array([]))}, "")
+    assert [len(ax.texts) for ax in figure.axes] == [1, 0]
+    low, high = figure.axes[0].get_ylim()
+    assert low < 2 < high
+
+
 def test_the_heat_map_is_scanpys_matrix_plot(drawn, adata):
     ax = drawn["markers_heatmap"].axes[0]
     genes = labels(ax.xaxis)
@@ -196,8 +242,10 @@ def made(folder, groups, genes=("A", "B", "C"), table=None, X=None):
     step_files.write(done["pca/leiden"], {"obs/leiden": groups})
     step_files.write(done["pca/umap"], {"obsm/X_umap": rng.normal(size=(len(groups), 2))})
     table = {group: list(genes) for group in groups.categories} if table is None else table
-    rows = [(group, gene) for group, own in table.items() for gene in own]
-    pd.DataFrame(rows, columns=["group", "names"]).to_csv(folder / "pca/markers.csv", index=False)
+    rows = [(group, gene, -i) for group, own in table.items() for i, gene in enumerate(own)]
+    pd.DataFrame(rows, columns=["group", "names", "scores"]).to_csv(
+        folder / "pca/markers.csv", index=False
+    )
     return done
 
 
@@ -222,6 +270,7 @@ def test_sixty_groups_have_room(tmp_path):
     done = made(tmp_path, pd.Categorical(groups * 2, categories=groups), genes, table)
     names = {group: f"{group} a cell type with a name that is rather long" for group in groups}
     drawn = drawn_of(done, names=names, n_markers=5)
+    assert len(drawn.pop("markers_ranks").axes) == 60
     for figure in drawn.values():
         ax = figure.axes[0]
         assert (len(labels(ax.yaxis)), len(labels(ax.xaxis))) == (60, 120)
@@ -286,9 +335,12 @@ def test_cells_without_a_group_are_left_out(tmp_path):
 def test_the_first_markers_of_each_group(tmp_path):
     table = tmp_path / "markers.csv"
     table.write_text("group,names,scores\n10,a,3\n10,NA,2\n10,c,1\n2,b,5\n2,a,4\n")
-    assert top_markers(table, ["2", "3", "10"], 2) == ({"2": ["b", "a"], "10": ["a", "NA"]}, 2)
-    table.write_text("group,names\n" + "\n".join(f"{i},g" for i in range(200)))
-    assert top_markers(table, ["0"], 4) == ({"0": ["g"]}, 1)
+    assert top_markers(read_table(table), ["2", "3", "10"], 2) == (
+        {"2": ["b", "a"], "10": ["a", "NA"]},
+        2,
+    )
+    table.write_text("group,names,scores\n" + "\n".join(f"{i},g,1" for i in range(200)))
+    assert top_markers(read_table(table), ["0"], 4) == ({"0": ["g"]}, 1)
 
 
 # --------------------------------------------------------------------------------------- the step
@@ -298,7 +350,7 @@ def test_the_files_are_png_and_small_svg(demo, drawn, tmp_path):
     out = tmp_path / "figures"
     settings = steps.settings("figures", genes=drawn["genes"], dpi=50)
     marker_figures(*inputs(demo), out, **settings, groupby="leiden", names={"0": "B cells"})
-    stems = ["genes_dotplot", "markers_dotplot", "markers_heatmap"]
+    stems = ["genes_dotplot", "markers_dotplot", "markers_heatmap", "markers_ranks"]
     assert sorted(f.name for f in out.glob("*.svg")) == [f"{name}.svg" for name in stems]
     assert sorted(f.stem for f in out.glob("*.png")) == sorted([*stems, "genes_umap"])
     svg = (out / "markers_dotplot.svg").read_text()

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from scripts.filter import filter_cells
+from scripts.markers import markers
 from scripts.report import report
 from scrna.data import step_files
 from scrna.data.counts import Counts
@@ -34,7 +35,7 @@ pytest_plugins = ["tests.unit.fixtures"]
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 NAMES = "qc_violins qc_scatter filter hvg pca_variance umap tsne clusters_by_batch".split()
 NAMES += ["trajectory", "odd_one"]
-OF_REP = ["markers_dotplot", "markers_heatmap", "genes_umap"]
+OF_REP = ["markers_ranks", "markers_dotplot", "markers_heatmap", "genes_umap"]
 HOSTILE = "<script>alert('\"&</script>"
 
 
@@ -532,6 +533,41 @@ def test_the_table_has_the_first_genes_of_each_group(results):
         assert "pvals" not in one["columns"]
 
 
+def test_a_further_grouping_has_a_table_and_its_figures(results, demo, tmp_path):
+    """Markers of the cell types, beside those of the clusters."""
+    folder = tmp_path / "harmony"
+    folder.mkdir()
+    step, found = folder / "markers_cell_type.h5", folder / "markers_cell_type.csv"
+    own = settings("markers", backend="cpu") | {"groupby": "cell_type", "method": "logreg"}
+    markers(*demo.base, [], step, found, **own, key_added="rank_genes_groups_cell_type")
+    figures = draw(folder / "figures_cell_type", OF_REP[:2])
+    more = replace(
+        results,
+        steps=[*results.steps, step],
+        marker_tables=[*results.marker_tables, found],
+        figures=[*results.figures, figures],
+    )
+    tree = made(more)
+    data = tree.data("marker-data")["tables"]
+    assert [one["label"] for one in data] == [
+        "Harmony, after integration; by leiden",
+        "Harmony, after integration; by cell_type",
+        "PCA, before integration; by leiden",
+    ]
+    assert [one["file"] for one in data] == [
+        f"markers_{name}.csv" for name in ("harmony", "harmony_cell_type", "pca")
+    ]
+    assert data[1]["headings"][:3] == ["cell_type", "gene", "score"]
+    first = pd.read_csv(found).groupby("group", sort=False)["names"].first()
+    assert first.to_dict() == {row[0]: row[1] for row in reversed(data[1]["rows"])}
+    titles = {picture.title: picture for picture in pictures(more)}
+    of_types = titles["Markers, ranks, by cell_type (Harmony, after integration)"]
+    assert "(cell_type) with the highest scores" in of_types.caption
+    assert "the groups against each other" in of_types.caption
+    assert "p-values" not in of_types.caption
+    assert "by cell_type" not in titles["Markers, ranks (Harmony, after integration)"].caption
+
+
 def test_hostile_names_stay_text(results, tmp_path):
     (tmp_path / "harmony").mkdir()
     path = tmp_path / "harmony/markers.csv"
@@ -589,7 +625,7 @@ def test_what_the_map_shows(results, demo):
 
 
 def test_genes_asked_for_are_first_and_each_group_has_its_best(results):
-    tables = results.markers(1)["harmony"]
+    tables = results.markers(1)["harmony", "markers"]
     found = genes_of(results, ["MARK2-1"])
     assert found[0] == "MARK2-1"
     assert len(found) == len(set(found))

@@ -113,9 +113,13 @@ def test_dry_runs_are_of_every_config_that_ships():
 
 
 @pytest.mark.parametrize("given", [["--config", "run=big"], ["--configfile", "big.yaml"]])
-def test_a_dry_run_without_gpu_changes_the_markers_of_what_was_refused_alone(given):
+def test_a_dry_run_without_gpu_changes_only_what_was_refused(given):
     dry_runs = runpy.run_path(str(ROOT / ".ci/dry_runs.py"))
-    refusal = f"The config has errors:\n  - datasets.big: {dry_runs['REFUSED']}; on the CPU take"
+    markers, neighbors = dry_runs["ON_CPU"]
+    refusal = f"The config has errors:\n  - datasets.big: {markers}; on the CPU use t-test"
+    both = f"{refusal}\n  - datasets.big: {neighbors}; on the CPU use auto"
+    search = yaml.safe_load(dry_runs["without_gpu"](given, both)[-1].partition("=")[2])
+    assert search["big"] == {"markers": {"method": "t-test"}, "neighbors": {"algorithm": "auto"}}
     *kept, own = dry_runs["without_gpu"](given, refusal)
     assert kept == [*given, "--config"][: 2 if "--config" in given else 3]
     name, _, value = own.partition("=")

@@ -64,6 +64,21 @@ def cells_with(genes, counts):
 @pytest.mark.parametrize(
     ("bound", "value", "expected"),
     [
+        ("min_genes", 3, [0, 0, 1, 1]),
+        ("max_genes", 3, [1, 0, 0, 0]),
+        ("max_pct_mt", 5, [1, 0, 0, 1]),
+    ],
+)
+def test_bounds_can_be_strict(run_filter, bound, value, expected):
+    X = cells_with([2, 3, 4, 5], [10, 20, 30, 31])
+    pct = {"mt": [4, 5, 5.001, np.nan]}
+    found, _ = run_filter(X, pct=pct, inclusive=False, **{bound: value})
+    assert found["obs/keep"].tolist() == [bool(kept) for kept in expected]
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "expected"),
+    [
         ("min_genes", 3, [0, 1, 1, 1]),
         ("max_genes", 3, [1, 1, 0, 0]),
         ("min_counts", 20, [0, 1, 1, 1]),
@@ -210,7 +225,7 @@ def test_provenance_has_the_bounds(run_filter, tmp_path):
     run_filter(cells_with([2, 3], [10, 20]), max_genes=7, min_cells=1)
     record = step_files.provenance_of(tmp_path / "filter.h5")
     expected = NO_BOUNDS | {"max_genes": 7, "min_cells": 1, "missing_mt": "skip"}
-    expected |= {"mad": None, "by": None, "remove_doublets": False}
+    expected |= {"mad": None, "by": None, "remove_doublets": False, "inclusive": True}
     assert record["parameters"] == expected
 
 

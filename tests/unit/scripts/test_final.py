@@ -185,6 +185,7 @@ def test_each_name_holds_its_representation(demo, whole, rep, suffix):
 
 def test_several_resolutions_and_their_markers():
     assert final_name("obs", "leiden_0.4", "_pca") == "leiden_0.4_pca"
+    assert final_name("uns", "rank_genes_groups_louvain", "_pca") == "rank_genes_groups_louvain_pca"
     for groupby, expected in (
         ("leiden_0.4", "leiden_0.4_pca"),
         ("louvain", "louvain_pca"),
@@ -194,6 +195,7 @@ def test_several_resolutions_and_their_markers():
         value = {"params": {"groupby": groupby, "method": "wilcoxon"}, "names": 1}
         found = renamed("rank_genes_groups", value, "_pca")
         assert found["params"] == {"groupby": expected, "method": "wilcoxon"}
+        assert renamed("rank_genes_groups_louvain", value, "_pca") == found
         assert renamed("rank_genes_groups", value, "") is value
 
 

@@ -139,6 +139,16 @@ def test_a_column_of_obs(demo, do):
     assert written["uns/rank_genes_groups"]["names"].dtype.names == tuple(types)
 
 
+def test_a_further_grouping_has_a_name_of_its_own(do):
+    _, written = do(clusters=None, groupby="cell_type", n_genes=5, key_added="rank_of_types")
+    assert {name.split("/")[1] for name in written} == {"rank_of_types"}
+
+
+def test_a_column_that_is_not_there_is_named(do):
+    with pytest.raises(UserError, match=r"obs has no column 'celltype' .*; there are .*cell_type"):
+        do(clusters=None, groupby="celltype")
+
+
 def test_a_clustering_of_a_list(demo, do, tmp_path):
     labels = step_files.read(demo["harmony/leiden"], "obs/leiden")
     step_files.write(tmp_path / "two.h5", {"obs/leiden": labels, "obs/leiden_0.6": labels})
