@@ -11,7 +11,7 @@ min_version("9.19")
 include: "rules/config_files.smk"
 
 
-configfile: f"{workflow.basedir}/config/config.yaml"
+configfile: f"{HOME}/config/config.yaml"
 
 
 include: "rules/common.smk"

@@ -24,7 +24,7 @@ def refusing(function, *args):
         raise WorkflowError(str(error)) from None
 
 
-session = refusing(Session, workflow, config, CONFIG_FILES)
+session = refusing(Session, workflow, config, CONFIG_FILES, IS_MODULE)
 config = session.config  # with every default, as the jobs get it
 targets = Targets(session.datasets, session.sources)
 samples = session.samples

@@ -17,7 +17,7 @@ from typing import Any
 
 from scrna.engine import client
 from scrna.engine.protocol import StepFailedError
-from scrna.errors import report
+from scrna.errors import UserError, report
 from scrna.log import log, start_logging
 from scrna.processes import PID_VARIABLE, die_with
 from scrna.provenance import plain
@@ -25,6 +25,13 @@ from scrna.workflow.job import place_in_words
 
 #: Sections of the config that say how a process works.
 _SECTIONS = ("gpu", "gpus", "memory", "dask", "worker")
+#: Set by a run whose hooks nobody has called yet (`scrna.workflow.session`).
+HOOKS_VARIABLE = "SCRNA_HOOKS_NOT_CALLED"
+_NO_HOOKS = (
+    "The workflow that imports this one has to call its hooks, which remove results that no longer "
+    "hold: onstart: NAME.onstart(), onsuccess: NAME.onsuccess(), onerror: NAME.onerror(), with the "
+    "module's NAME (docs/module.md)"
+)
 #: What this process is for: Snakemake's object and the job made of it.
 _begun: tuple[Any, dict[str, Any]] | None = None
 
@@ -74,6 +81,9 @@ def begin(snakemake) -> dict[str, Any]:
         start_logging(snakemake.log[0] if snakemake.log else None, label)
         if pid := os.environ.get(PID_VARIABLE):  # were Snakemake killed outright, it ends too
             die_with(int(pid))
+        if HOOKS_VARIABLE in os.environ:
+            report(UserError(_NO_HOOKS))
+            sys.exit(1)
         os.environ.setdefault("NUMBA_NUM_THREADS", str(snakemake.threads))
         _begun = snakemake, plain(_job(snakemake, label))
     return _begun[1]

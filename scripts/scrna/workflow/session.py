@@ -28,6 +28,7 @@ from scrna.workflow.decisions import decided
 from scrna.workflow.folders import check_writable
 from scrna.workflow.named_clusters import check_standing
 from scrna.workflow.named_in_data import check_converted
+from scrna.workflow.rule import HOOKS_VARIABLE
 from scrna.workflow.sample_rules import SampleRules
 
 #: `worker: auto` starts one for as many steps: on a CPU it takes as long as importing scanpy does.
@@ -47,6 +48,8 @@ class Session:
         As Snakemake merged it from its files.
     config_files
         The config files by name, each laid over those before it.
+    is_module
+        Whether another workflow imports this one.
 
     Raises
     ------
@@ -59,6 +62,7 @@ class Session:
         workflow: Any,
         config: dict[str, Any],
         config_files: Sequence[tuple[str, dict[str, Any]]],
+        is_module: bool = False,
     ):
         self.workflow, self.is_main = workflow, snakemake_internals.is_main(workflow)
         stale.check_hooks(workflow)
@@ -94,6 +98,8 @@ class Session:
             share_terminal(logger)
             for line in filter(None, lines):
                 logger.info(line)
+        if is_module and self.is_main:
+            os.environ[HOOKS_VARIABLE] = "1"
         self.engine = self._lock = None
         self._began = time.time()
 
@@ -161,6 +167,7 @@ class Session:
             named that there is not.
         """
         self._began = time.time()
+        os.environ.pop(HOOKS_VARIABLE, None)
         if not snakemake_internals.runs_elsewhere(self.workflow):
             snakemake_internals.lift_rate_limit(self.workflow)
         self._lock = directory_lock(os.getcwd())
