@@ -114,7 +114,7 @@ def test_without_hard_links_the_matrices_are_copied(demo, whole, monkeypatch, ca
     def refuse(*_, **__):
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    monkeypatch.setattr("scripts.final.os", SimpleNamespace(link=refuse))
+    monkeypatch.setattr("scrna.data.store.os", SimpleNamespace(link=refuse))
     with caplog.at_level("INFO", "scrna"):
         found = ad.read_zarr(demo.final("copied.zarr", few(demo)))
     assert "no hard links" in caplog.text
