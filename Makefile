@@ -21,7 +21,7 @@ PROFILE := $(if $(GPU),spark,cpu)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHON
 
-.PHONY: run stop test test-portable campaign lint config dry-runs notebook jupyter pins clean env
+.PHONY: run stop test test-long test-portable campaign lint config dry-runs notebook jupyter pins clean env
 
 run: env
 	snakemake --profile $(PROFILE) $(ARGS)
@@ -32,6 +32,9 @@ stop:
 
 test: env
 	pytest -n 2 --dist loadfile $(ARGS)
+
+test-long: env
+	SCRNA_TEST_LONG=1 pytest -n 2 --dist loadfile -m long $(ARGS)
 
 test-portable: env
 	python tests/portable.py $(ARGS)

@@ -50,7 +50,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first, mark the numeric ones, skip those marked `gpu` without a GPU.
 
     Where there is one, the GPU stack may warn. Of the campaign only the short cases run by
-    themselves.
+    themselves, and those marked `long` not at all.
     """
     rank = {f"{ROOT}/tests/{name}.py": number for number, name in enumerate(FIRST)}
     items.sort(key=lambda item: rank.get(str(item.path), len(FIRST)))
@@ -64,6 +64,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         campaign = item.get_closest_marker("campaign")
         if campaign and not campaign.kwargs and "SCRNA_TEST_CAMPAIGN" not in os.environ:
             item.add_marker(pytest.mark.skip(reason="SCRNA_TEST_CAMPAIGN=1, as make campaign sets"))
+        if item.get_closest_marker("long") and "SCRNA_TEST_LONG" not in os.environ:
+            item.add_marker(pytest.mark.skip(reason="SCRNA_TEST_LONG=1, as make test-long sets"))
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.filterwarnings("default"))
             if not has_gpu():

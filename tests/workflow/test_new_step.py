@@ -13,6 +13,7 @@ from sklearn.cluster import KMeans
 from scrna.data import step_files
 from tests.workflow.conftest import ROOT, Workflow
 
+pytestmark = pytest.mark.long
 #: The parts of the page's example in their order.
 PARTS = ("script", "rule", "row", "reference", "section")
 

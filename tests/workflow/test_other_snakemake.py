@@ -7,7 +7,7 @@ from tests.workflow.test_interrupts import assert_same
 CHANGE = "run: plain\ndatasets: {plain: {leiden: {resolution: 0.7}}}"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_goes_on_without_snakemakes_own_parts(done, tmp_path):
     """It removes what no longer holds, makes the same results, and says what it does without."""
     expected = done.at(tmp_path / "usual").over(CHANGE)

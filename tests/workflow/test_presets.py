@@ -86,7 +86,7 @@ def playbook(code, tmp_path_factory):
     return folder / "work/results/dli_census", census
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_playbook_from_download_to_report(playbook):
     folder, census = playbook
     found = ad.read_h5ad(folder / "final.h5ad")
@@ -109,7 +109,7 @@ def test_the_playbook_from_download_to_report(playbook):
     assert "dpt_pseudotime" not in found.obs
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_playbooks_figures_are_in_the_report(playbook):
     folder, _ = playbook
     names = {path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.png")}
@@ -124,7 +124,7 @@ def test_the_playbooks_figures_are_in_the_report(playbook):
     assert "Louvain (Blondel et al. 2008; resolution 0.6, seed 0)" in page
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_notebooks_own_calls_find_the_same(playbook):
     """Equal masks and genes, components but for their sign, Leiden within a reseed."""
     folder, _ = playbook

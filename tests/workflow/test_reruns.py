@@ -115,7 +115,9 @@ CHANGES = {
     | at("toy", FINAL),
     "datasets: {plain: {cell_types: {markers: null}}}": at("plain", FINAL),
     "integration: {enabled: false}": at("toy", FINAL),
-    "louvain: {enabled: true}": jobs("louvain toy/pca, louvain toy/harmony") | at("toy", FINAL),
+    "louvain: {enabled: true}": jobs("louvain toy/pca, louvain toy/harmony")
+    | CLUSTERS
+    | at("toy", FINAL),
     "doublets: {method: scrublet}": {"doublets toy"} | CLUSTERS | at("toy", FINAL),
     "datasets: {toy: {doublets: {method: scrublet}, filter: {remove_doublets: true}}}": {
         "doublets toy"

@@ -185,7 +185,7 @@ figures: {dpi: 50}
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_example_runs_to_its_report(code, tmp_path, real_data, monkeypatch):
     folder = tmp_path / "work"
     shutil.copytree(ROOT / "config/examples", folder / "config/examples")

@@ -7,7 +7,7 @@ import re
 import pandas as pd
 import pytest
 
-from scripts.marker_figures import top_markers
+from scripts.marker_figures import read_table, top_markers
 from scrna.data.marker_csv import as_csv
 from scrna.data.spreadsheet import escape_table, escaped, unescaped
 from scrna.report.results import read_markers
@@ -60,7 +60,7 @@ def test_names_come_back_from_the_table_of_markers(tmp_path):
         ["=1+1", "CD4", -2],
         ["-1", "-b", 3],
     ]
-    assert top_markers(path, ["=1+1", "-1"], 5)[0] == {"=1+1": ["@a", "CD4"], "-1": ["-b"]}
+    assert top_markers(read_table(path), ["=1+1", "-1"], 5)[0] == {"=1+1": ["@a", "CD4"], "-1": ["-b"]}
 
 
 def test_other_columns_are_left_alone():
