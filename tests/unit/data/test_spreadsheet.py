@@ -60,7 +60,10 @@ def test_names_come_back_from_the_table_of_markers(tmp_path):
         ["=1+1", "CD4", -2],
         ["-1", "-b", 3],
     ]
-    assert top_markers(read_table(path), ["=1+1", "-1"], 5)[0] == {"=1+1": ["@a", "CD4"], "-1": ["-b"]}
+    assert top_markers(read_table(path), ["=1+1", "-1"], 5)[0] == {
+        "=1+1": ["@a", "CD4"],
+        "-1": ["-b"],
+    }
 
 
 def test_other_columns_are_left_alone():
