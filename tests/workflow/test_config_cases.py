@@ -152,6 +152,7 @@ def test_a_dataset_behind_a_url(done, fresh, url):
     assert "resources/web.h5ad is not the expected file" in wrong.run(target, fails=True)
 
 
+@pytest.mark.long
 def test_what_cell_ranger_writes(fresh, real_data):
     workflow = fresh.over("tenx.yaml")
     dry = workflow.run(options=("--dry-run",))

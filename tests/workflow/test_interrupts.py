@@ -146,6 +146,7 @@ def test_a_second_run_in_the_same_folder_is_refused(done, tmp_path):
     assert workflow.due() == {"final plain", "h5ad plain"}
 
 
+@pytest.mark.long  # test_running.py has the messages of steps that fail
 def test_a_step_that_fails_says_why_and_the_others_finish(done, tmp_path):
     asked = done.at(tmp_path / "work").over("run: plain\numap: {min_dist: 0.3}")
     bad = asked.clone(tmp_path / "code")

@@ -165,7 +165,10 @@ def test_what_was_removed_is_said_once(done, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_replaced", [True, False], ids=["replaced", "another"])
+@pytest.mark.parametrize(
+    "is_replaced",
+    [pytest.param(True, id="replaced", marks=pytest.mark.long), pytest.param(False, id="another")],
+)
 def test_a_source_without_counts(done, tmp_path, is_replaced):
     """Also one that is older than the results, which Snakemake takes for no change."""
     workflow = done.at(tmp_path / "work")
@@ -301,7 +304,9 @@ def test_without_its_hooks_no_run_starts(done):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_stopped_in_the_middle_of_a_rerun(done, tmp_path, number):
     asked = done.at(tmp_path / "work").over("run: plain")
     changed = asked.over("filter: {max_genes: 250}\nworker: none")

@@ -56,7 +56,7 @@ def engine_log(workflow) -> str:
     return file.read_text() if file.exists() else ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_same_results_from_a_worker_and_without(done, tmp_path):
     """The shared run has one, for its many steps; light ones may have begun before it was there."""
     workflow = copied(done, tmp_path / "work").over("run: plain\nworker: none")
@@ -236,7 +236,7 @@ def test_a_worker_for_jobs_elsewhere_is_refused(done, tmp_path):
     assert engine_log(workflow) == ""
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_steps_go_to_a_cluster_that_exists(done, tmp_path):
     workflow = due_umap(done, tmp_path, "pass  # due")
     (tmp_path / "dask").mkdir()
