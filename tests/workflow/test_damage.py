@@ -3,6 +3,7 @@
 import json
 
 import h5py
+import pytest
 
 from scrna.data import step_files
 
@@ -53,6 +54,7 @@ def test_what_is_damaged_is_named_and_made_again(fresh):
     assert not [*results.glob("*.damaged")]
 
 
+@pytest.mark.long  # test_damage.py of the unit tests has the parts
 def test_counts_whose_summary_is_damaged_are_set_aside_and_converted_again(fresh):
     work = fresh.over("base.yaml", "worker: none")
     results = work.folder / "results/plain"

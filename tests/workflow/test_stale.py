@@ -133,7 +133,7 @@ def test_each_rule_fails_twice_and_nothing_of_before_stands(done, tmp_path, rule
         assert due == FOLLOWS[rule], rule
 
 
-@pytest.mark.slow
+@pytest.mark.long  # the test above has a change of each kind that fails
 def test_a_change_that_fails_and_is_taken_back(done, tmp_path):
     asked = done.at(tmp_path / "work").over("run: plain")
     before = there(done)

@@ -130,6 +130,7 @@ def test_the_graph_is_symmetric_and_finite(demo, rep):
     assert recall(graph, representation(demo[f"{rep}/{rep}"], 40)[1]) == 1
 
 
+@pytest.mark.long
 def test_neighbors_are_of_the_same_blob(tmp_path):
     array, blob = blobs(300)
     edges = find(tmp_path, array).obsp["connectivities"].tocoo()
