@@ -40,7 +40,7 @@ test-portable: env
 	python tests/portable.py $(ARGS)
 
 campaign: env
-	SCRNA_TEST_CAMPAIGN=1 pytest -n 2 --dist worksteal -m campaign tests/campaign tests/workflow/test_stale.py $(ARGS)
+	SCRNA_TEST_CAMPAIGN=1 SCRNA_TEST_LONG=1 pytest -n 2 --dist worksteal -m campaign tests/campaign tests/workflow/test_stale.py $(ARGS)
 
 lint: env
 	ruff check

@@ -50,7 +50,7 @@ ALONE = [STEP, SNAKEMAKE, GROUP]
 BY_A_WORKER = "qc normalize hvg pca harmony neighbors umap tsne leiden louvain markers trajectory"
 #: Of each rule with a worker, beside the worker and the engine, one in turn.
 IN_TURN = [PARENT, STEP, SNAKEMAKE, GROUP]
-CASES = [pytest.param("umap", "warm", [WORKER, ENGINE], marks=SHORT)]
+CASES = [pytest.param("umap", "warm", [WORKER, ENGINE], marks=[SHORT, pytest.mark.long])]
 CASES += [(rule, "none", ALONE) for rule in OUTPUTS]
 CASES += [
     (rule, "warm", [WORKER, ENGINE, IN_TURN[number % len(IN_TURN)]])

@@ -83,6 +83,7 @@ def test_counts_whose_summary_is_damaged_are_set_aside_and_converted_again(fresh
     }
 
 
+@pytest.mark.long
 def test_a_picture_that_is_missing_is_drawn_again(done, tmp_path):
     work = done.at(tmp_path / "work").over("worker: none")
     folder, report = (work.folder / f"results/toy/{name}" for name in ("qc/figures", "report.html"))

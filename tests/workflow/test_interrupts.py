@@ -99,6 +99,7 @@ def test_killed_while_the_result_is_written(done, tmp_path):
     assert times(workflow.folder) == before
 
 
+@pytest.mark.long  # test_worker.py has one with a worker
 def test_stopped_by_ctrl_c_with_two_steps_running(done, tmp_path):
     workflow = done.at(tmp_path / "work").over("run: toy")
     folder = workflow.folder
