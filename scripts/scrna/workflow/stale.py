@@ -118,13 +118,14 @@ def _remove_followers(workflow: Any, datasets: Iterable[str]) -> list[str]:
     standing = snakemake_internals.standing_jobs(workflow)
     removed = Counter()
     followers = following(due, made_by_rules(workflow, datasets), standing)
-    ours = [job for job in followers if job.dataset in datasets]
+    names = set(datasets)
+    ours = {job for job in followers if job.dataset in names}
     # of a workflow that imports this one: what it makes from our results, however indirectly
-    theirs = following(ours, [job for job in followers if job not in ours])
-    for job in (job for job in theirs if job not in ours):
-        for file in job.outputs:
-            remove(file)
-    for job in ours:
+    for job in following(ours, set(followers) - ours):
+        if job not in ours:
+            for file in job.outputs:
+                remove(file)
+    for job in (job for job in followers if job in ours):
         files = [file for file in sorted(job.outputs) if file.startswith("results/")]
         removed[job.dataset] += sum(map(remove, files))
     return [
