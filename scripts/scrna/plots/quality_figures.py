@@ -18,6 +18,7 @@ from scrna.plots.style import (
     panels,
     points_by_group,
     shortened,
+    violin,
     width_of,
 )
 
@@ -37,10 +38,9 @@ BOUNDS = {
     "max_pct_mt": "pct_counts_mt",
     "max_pct_ribo": "pct_counts_ribo",
 }
-#: Cells of a batch from which the shape of its violin is drawn, at most; and batches shown.
-VIOLIN_CELLS = 10_000
+#: How the violin of a batch is drawn (`scrna.plots.style.violin`); and batches shown, at most.
+VIOLIN = {"most_cells": 10_000, "alpha": 0.45, "line": 2.5, "mark": 4}
 MOST_BATCHES = 40
-FEWEST_FOR_SHAPE = 3
 
 
 def qc_violins(
@@ -75,7 +75,8 @@ def qc_violins(
         values = log10p1(values) if is_log else values.astype(float)
         for place, name in enumerate(names):
             own = values[np.asarray(batch == name) & np.isfinite(values)]
-            _violin(ax, place, own, rng)
+            if len(own):
+                violin(ax, place, own, KEPT, rng, **VIOLIN)
         for name, bound in _bounds(table, column).items():
             at = log10p1(bound) if is_log else bound
             ax.axhline(at, color=REMOVED, linestyle="--", linewidth=1, gid=name)
@@ -96,22 +97,6 @@ def qc_violins(
     more = f"; the {len(names)} largest of {len(sizes)} batches" if len(sizes) > len(names) else ""
     figure.suptitle(f"Quality of {len(qc):,} cells before filtering{more}")
     return figure
-
-
-def _violin(ax, place: int, values: np.ndarray, rng) -> None:
-    """Draw one violin with its quartiles; too few values for a shape are drawn as points."""
-    if len(values) == 0:
-        return
-    if len(values) < FEWEST_FOR_SHAPE or np.ptp(values) == 0:
-        ax.plot([place] * len(values), values, ".", color=KEPT)
-        return
-    some = rng.choice(values, VIOLIN_CELLS) if len(values) > VIOLIN_CELLS else values
-    if np.ptp(some) > 0:
-        body = ax.violinplot([some], [place], widths=0.85, showextrema=False)["bodies"][0]
-        body.set(facecolor=KEPT, alpha=0.45, edgecolor="none")
-    low, middle, high = np.percentile(values, [25, 50, 75])
-    ax.plot([place, place], [low, high], color=INK, linewidth=2.5, solid_capstyle="butt")
-    ax.plot([place], [middle], "o", color="white", markeredgecolor=INK, markersize=4)
 
 
 def qc_scatter(qc: pd.DataFrame, keep: np.ndarray, table: pd.DataFrame) -> Figure:

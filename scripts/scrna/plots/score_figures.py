@@ -15,15 +15,15 @@ from scrna.plots.style import (
     points_by_group,
     points_by_value,
     shortened,
+    violin,
     width_of,
     without_ticks,
 )
 
 #: Panels beside each other.
 _COLUMNS = 4
-#: Cells of a cluster from which the shape of its violin is drawn, at most, and at least.
-_VIOLIN_CELLS = 5_000
-_FEWEST = 3
+#: How the violin of a cluster is drawn (`scrna.plots.style.violin`).
+VIOLIN = {"most_cells": 5_000, "alpha": 0.6, "line": 2, "mark": 3}
 #: Fields of a heat map up to which each carries its number.
 _MOST_NUMBERS = 400
 
@@ -93,7 +93,8 @@ def score_violins(rep: str, clusters: pd.Categorical, scores: Mapping[str, np.nd
     rng = np.random.default_rng(0)
     for ax, (score, values) in zip(axes[:, 0], scores.items(), strict=True):
         for place in range(len(names)):
-            _violin(ax, place, values[clusters.codes == place], colours[place], rng)
+            own = values[clusters.codes == place]
+            violin(ax, place, own, colours[place], rng, **VIOLIN)
         ax.axhline(0, color=INK, linewidth=0.5, linestyle="--")
         ax.set_xticks(range(len(names)), names)
         ax.set_ylabel("score")
@@ -101,20 +102,6 @@ def score_violins(rep: str, clusters: pd.Categorical, scores: Mapping[str, np.nd
     axes[-1, 0].set_xlabel("leiden cluster")
     figure.suptitle(f"{rep}: scores of gene sets by cluster, {len(clusters):,} cells")
     return figure
-
-
-def _violin(ax, place: int, values: np.ndarray, colour: str, rng) -> None:
-    """Draw a violin with its quartiles; of too few values, or equal ones, points."""
-    if len(values) < _FEWEST or np.ptp(values) == 0:
-        ax.plot([place] * len(values), values, ".", color=colour)
-        return
-    some = rng.choice(values, _VIOLIN_CELLS) if len(values) > _VIOLIN_CELLS else values
-    if np.ptp(some) > 0:
-        body = ax.violinplot([some], [place], widths=0.85, showextrema=False)["bodies"][0]
-        body.set(facecolor=colour, alpha=0.6, edgecolor="none")
-    low, middle, high = np.percentile(values, [25, 50, 75])
-    ax.plot([place, place], [low, high], color=INK, linewidth=2, solid_capstyle="butt")
-    ax.plot([place], [middle], "o", color="white", markeredgecolor=INK, markersize=3)
 
 
 def type_heatmap(of: Mapping[str, TypeScores], by: str) -> Figure:

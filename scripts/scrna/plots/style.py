@@ -30,6 +30,7 @@ CHARACTER = 0.075
 #: A larger SVG file is removed again.
 MOST_SVG_BYTES = 2_000_000
 _LINE = 0.14  # inches
+_FEWEST_FOR_SHAPE = 3  # cells of a violin
 #: Draw an image as fields with sharp edges, also in SVG.
 HEAT_MAP = {"aspect": "auto", "interpolation": "none"}
 #: JSON file beside the figures: why a figure could not be drawn.
@@ -288,6 +289,43 @@ class _LogLocator(Locator):
         steps = [1] if vmax - vmin > 2 else [1, 2, 5]
         values = np.log10(1 + np.append(0, np.outer(10.0 ** np.arange(10), steps)))
         return values[(values >= vmin) & (values <= vmax)]
+
+
+def violin(
+    ax: Axes,
+    place: int,
+    values: np.ndarray,
+    colour: str,
+    rng: np.random.Generator,
+    *,
+    most_cells: int,
+    alpha: float,
+    line: float,
+    mark: float,
+) -> None:
+    """Draw a violin with its quartiles; too few values for a shape, or equal ones, as points.
+
+    Parameters
+    ----------
+    ax, place
+        Where, and the position on its x axis.
+    values
+        Of the cells; of more than `most_cells` the shape is that of a random part.
+    colour, rng
+        Of the shape, and the generator that draws the part.
+    alpha, line, mark
+        The shape's opacity, and the sizes of the quartiles' line and of the median, in points.
+    """
+    if len(values) < _FEWEST_FOR_SHAPE or np.ptp(values) == 0:
+        ax.plot([place] * len(values), values, ".", color=colour)
+        return
+    some = rng.choice(values, most_cells) if len(values) > most_cells else values
+    if np.ptp(some) > 0:
+        body = ax.violinplot([some], [place], widths=0.85, showextrema=False)["bodies"][0]
+        body.set(facecolor=colour, alpha=alpha, edgecolor="none")
+    low, middle, high = np.percentile(values, [25, 50, 75])
+    ax.plot([place, place], [low, high], color=INK, linewidth=line, solid_capstyle="butt")
+    ax.plot([place], [middle], "o", color="white", markeredgecolor=INK, markersize=mark)
 
 
 def log10p1(values: np.ndarray | float) -> np.ndarray:
